@@ -1,0 +1,23 @@
+import { type Setting, settings } from './schema.js'
+
+const width = 78
+const indent = '      '
+
+function wrap(text: string): string {
+  const lines = ['']
+  for (const word of text.split(' ')) {
+    const line = lines.at(-1) ?? ''
+    if (line !== '' && indent.length + line.length + 1 + word.length > width) lines.push(word)
+    else lines[lines.length - 1] = line === '' ? word : `${line} ${word}`
+  }
+  return lines.map((line) => `${indent}${line}`).join('\n')
+}
+
+function describe({ path, variable, fallback, description }: Setting): string {
+  return `  ${path} (${variable}, ${fallback === undefined ? 'unset' : `default ${fallback}`})\n${wrap(description)}`
+}
+
+/** All settings with their variables, defaults and descriptions, as text of up to 78 columns; ends without a newline. */
+export function settingsHelp(): string {
+  return settings.map(describe).join('\n')
+}

@@ -1,0 +1,183 @@
+import { BlockList, isIPv4, isIPv6 } from 'node:net'
+import type { Findings, Written } from './findings.js'
+import { readYaml } from './read-yaml.js'
+import { type Config, resolveConfig, settings } from './schema.js'
+import { readSmallFile } from './small-file.js'
+import { faultsOfTls } from './tls-files.js'
+import { nearest, sentence, show, showName } from './words.js'
+
+/** What the command line may say. */
+export interface ConfigFlags {
+  readonly config?: string | undefined
+  readonly listen?: string | undefined
+  readonly data?: string | undefined
+}
+
+/** Where a configuration comes from. */
+export interface ConfigSources {
+  readonly flags: ConfigFlags
+  readonly env: NodeJS.ProcessEnv
+}
+
+/** A configuration that cannot be used: `faults` holds one sentence for everything that is wrong with it. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError'
+  readonly faults: readonly string[]
+
+  constructor(faults: readonly string[]) {
+    super(faults.join('\n'))
+    this.faults = faults
+  }
+}
+
+const fileVariable = 'BOATHOUSE_CONFIG'
+const mostFaults = 50
+
+/** `loadConfig` with the environment of this process. */
+export function loadConfigFromProcess(flags: ConfigFlags): Config {
+  return loadConfig({ flags, env: process.env })
+}
+
+/** How many threads libuv was told to have (UV_THREADPOOL_SIZE), or undefined when it was not told. */
+export function threadpoolSize(): number | undefined {
+  const written = process.env.UV_THREADPOOL_SIZE ?? ''
+  return /^[1-9]\d{0,3}$/.test(written) ? Number(written) : undefined
+}
+
+/**
+ * The configuration that the YAML file, then the BOATHOUSE_* variables, then the flags make; later ones win.
+ * Empty variables count as unset. Deeply frozen. Throws a ConfigError with every fault that was found, those
+ * in values that a later source replaces included.
+ */
+export function loadConfig({ flags, env }: ConfigSources): Config {
+  const findings: Findings = { written: [], faults: [], unreadable: new Set(), fileLost: false }
+  readConfigFile(flags, env, findings)
+  readVariables(env, findings)
+  readFlags(flags, findings)
+
+  const accepted = new Map<string, Written>()
+  for (const written of findings.written) {
+    const faults = faultsOf(written)
+    findings.faults.push(...faults)
+    if (faults.length === 0) accepted.set(written.setting.path, written)
+    else findings.unreadable.add(written.setting.path)
+  }
+  if (!findings.fileLost) findings.faults.push(...faultsBetween(accepted, findings.unreadable))
+  if (findings.faults.length > 0) throw new ConfigError(shorten(findings.faults))
+  return resolveConfig(assemble(accepted.values()))
+}
+
+const loopback = new BlockList()
+loopback.addSubnet('127.0.0.0', 8, 'ipv4')
+loopback.addAddress('::1', 'ipv6')
+
+/** Whether this machine alone can reach what listens on this host (an address without brackets, or a name). */
+export function isLoopback(host: string): boolean {
+  if (isIPv4(host)) return loopback.check(host, 'ipv4')
+  if (isIPv6(host)) return loopback.check(host, 'ipv6')
+  return host.toLowerCase() === 'localhost'
+}
+
+function readConfigFile(flags: ConfigFlags, env: NodeJS.ProcessEnv, findings: Findings): void {
+  const variable = env[fileVariable]
+  const file = flags.config ?? (variable === '' ? undefined : variable)
+  if (file === undefined) return
+  const place = flags.config === undefined ? fileVariable : '--config'
+  const { content, trouble } = readSmallFile(file)
+  if (content === undefined) {
+    findings.faults.push(`${place} is ${show(file)}, ${trouble}: name a YAML file.`)
+    findings.fileLost = true
+    return
+  }
+  const fault = readYaml(file, content, findings)
+  if (fault === undefined) return
+  findings.faults.push(fault)
+  findings.fileLost = true
+}
+
+function readVariables(env: NodeJS.ProcessEnv, findings: Findings): void {
+  const known = new Map(settings.map((setting) => [setting.variable, setting]))
+  for (const [name, value] of Object.entries(env)) {
+    if (!name.startsWith('BOATHOUSE_') || name === fileVariable || value === undefined || value === '')
+      continue
+    const setting = known.get(name)
+    if (setting !== undefined) findings.written.push({ setting, place: name, value })
+    else if (!isServiceVariable(name, value)) {
+      const near = nearest(name, [...known.keys(), fileVariable])
+      const hint = near === undefined ? 'boathouse --help lists all settings.' : `did you mean ${near}?`
+      findings.faults.push(`${showName(name)} in the environment is not a setting: ${hint}`)
+    }
+  }
+}
+
+/**
+ * Whether this is one of the variables that Kubernetes puts into every container for each Service, here for
+ * a Service called `boathouse` or `boathouse-…`.
+ */
+function isServiceVariable(name: string, value: string): boolean {
+  if (/_SERVICE_(?:HOST|PORT)$/.test(name) || name.includes('_SERVICE_PORT_')) return true
+  if (/_PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?$/.test(name)) return true
+  return name.endsWith('_PORT') && /^(?:tcp|udp|sctp):\/\//.test(value)
+}
+
+function readFlags(flags: ConfigFlags, findings: Findings): void {
+  for (const name of ['listen', 'data'] as const) {
+    const setting = settings.find((candidate) => candidate.path === name)
+    const value = flags[name]
+    if (setting !== undefined && value !== undefined) {
+      findings.written.push({ setting, place: `--${name}`, value })
+    }
+  }
+}
+
+function faultsOf({ setting, place, value }: Written): readonly string[] {
+  const issues = setting.schema.safeParse(value).error?.issues ?? []
+  return issues.map((issue) => `${place} is ${show(value)}: ${sentence(issue.message)}`)
+}
+
+/** What accepted settings demand of each other; settings with a fault of their own are left out. */
+function faultsBetween(
+  accepted: ReadonlyMap<string, Written>,
+  unreadable: ReadonlySet<string>,
+): readonly string[] {
+  const isKnown = (path: string) => !unreadable.has(path)
+  const judged = [...accepted.values()].filter(({ setting }) => isKnown(setting.path))
+  const { listen } = resolveConfig(assemble(judged))
+  const faults: string[] = []
+
+  const address = accepted.get('listen')
+  if (address !== undefined && !isLoopback(listen.host) && isKnown('auth') && !accepted.has('auth')) {
+    faults.push(
+      `${address.place} is ${String(address.value).trim()}, which other machines can reach, but no authentication ` +
+        'is set: listen on 127.0.0.1, or write "auth: none" (BOATHOUSE_AUTH=none) to let everybody in push, pull ' +
+        'and delete.',
+    )
+  }
+
+  const certificate = accepted.get('tls.certificate')
+  const key = accepted.get('tls.key')
+  if (certificate !== undefined && key === undefined && isKnown('tls.key')) {
+    faults.push(`${certificate.place} is set, but tls.key is not: set both for HTTPS, or neither.`)
+  }
+  if (key !== undefined && certificate === undefined && isKnown('tls.certificate')) {
+    faults.push(`${key.place} is set, but tls.certificate is not: set both for HTTPS, or neither.`)
+  }
+  faults.push(...faultsOfTls(certificate, key))
+  return faults
+}
+
+/** The nested form of these values, later ones in place of earlier ones. */
+function assemble(accepted: Iterable<Written>): Readonly<Record<string, unknown>> {
+  const root: Record<string, unknown> = {}
+  for (const { setting, value } of accepted) {
+    const [first = '', second] = setting.path.split('.')
+    if (second === undefined) root[first] = value
+    else root[first] = { ...(root[first] ?? {}), [second]: value }
+  }
+  return root
+}
+
+function shorten(faults: readonly string[]): readonly string[] {
+  if (faults.length <= mostFaults) return faults
+  return [...faults.slice(0, mostFaults), `There are ${faults.length - mostFaults} more faults like these.`]
+}

@@ -1,0 +1,333 @@
+import { isIPv4, isIPv6 } from 'node:net'
+import { availableParallelism, networkInterfaces } from 'node:os'
+import { resolve } from 'node:path'
+import { z } from 'zod'
+
+/** Where a server listens. Port 0 lets the system choose a free one. */
+export interface ListenAddress {
+  readonly host: string
+  readonly port: number
+}
+
+/** The two files of TLS, as absolute paths to PEM files. */
+export interface TlsFiles {
+  readonly certificate: string
+  readonly key: string
+}
+
+const durationUnits = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
+const sizeUnits = {
+  B: 1,
+  KB: 1000,
+  MB: 1000 ** 2,
+  GB: 1000 ** 3,
+  TB: 1000 ** 4,
+  KiB: 1024,
+  MiB: 1024 ** 2,
+  GiB: 1024 ** 3,
+  TiB: 1024 ** 4,
+} as const
+
+/**
+ * A setting written as one word, be it a YAML scalar, a variable or a flag. `read` gives undefined for
+ * what it does not understand; `hint` then ends the sentence that names the setting and its value.
+ */
+function word<T>(hint: string, read: (text: string) => T | undefined) {
+  return z.union([z.string(), z.number()], { error: hint }).transform((written, context) => {
+    const value = read(String(written).trim())
+    if (value !== undefined) return value
+    context.issues.push({ code: 'custom', message: hint, input: written })
+    return z.NEVER
+  })
+}
+
+function choice<const T extends string>(values: readonly T[], hint: string) {
+  return word(hint, (text) => values.find((value) => value === text))
+}
+
+function readQuantity(text: string, units: Readonly<Record<string, number>>): number | undefined {
+  const [, digits, unit] = /^(\d{1,15})([A-Za-z]{1,3})$/.exec(text) ?? []
+  if (digits === undefined || unit === undefined || !Object.hasOwn(units, unit)) return undefined
+  return Number(digits) * (units[unit] ?? Number.NaN)
+}
+
+/** A number with a unit between two bounds; the bounds are written as a user would write them. */
+function quantity(units: Readonly<Record<string, number>>, what: string, least: string, most: string) {
+  const low = readQuantity(least, units) ?? Number.NaN
+  const high = readQuantity(most, units) ?? Number.NaN
+  return word(`write ${what} (at least ${least}, at most ${most})`, (text) => {
+    const value = readQuantity(text, units)
+    return value !== undefined && value >= low && value <= high ? value : undefined
+  })
+}
+
+/** Milliseconds, written as `500ms`, `90s`, `15m`, `24h` or `7d`. */
+function duration(least: string, most: string) {
+  return quantity(durationUnits, 'a duration such as 30m or 24h', least, most)
+}
+
+/** Bytes, written as `64MiB`, `10GB` or `1TiB`. */
+function size(least: string, most: string) {
+  return quantity(sizeUnits, 'a size such as 64MiB or 10GB', least, most)
+}
+
+function readWhole(text: string, least: number, most: number): number | undefined {
+  if (!/^\d{1,9}$/.test(text)) return undefined
+  const value = Number(text)
+  return value >= least && value <= most ? value : undefined
+}
+
+/** An absolute path; what is written counts from the current directory. */
+function path(hint: string) {
+  return z
+    .string({ error: hint })
+    .refine((text) => text.trim() !== '' && !text.includes('\0'), { error: hint })
+    .transform((text) => resolve(text))
+}
+
+/** The address that stands for all of this machine's, IPv6 included where the system has it. */
+function everyAddress(): string {
+  const addresses = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
+  return addresses.some((address) => address.family === 'IPv6') ? '::' : '0.0.0.0'
+}
+
+function isHostName(host: string): boolean {
+  const label = /^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/
+  const labels = host.split('.')
+  // A last label of digits alone would make system resolvers read the name as an odd IPv4 address.
+  return host.length <= 253 && labels.every((part) => label.test(part)) && !/^\d+$/.test(labels.at(-1) ?? '')
+}
+
+function readListen(text: string): ListenAddress | undefined {
+  const colon = text.lastIndexOf(':')
+  const port = readWhole(text.slice(colon + 1), 0, 65_535)
+  if (port === undefined) return undefined
+  if (colon < 0) return { host: '127.0.0.1', port }
+  const host = text.slice(0, colon)
+  if (host === '') return { host: everyAddress(), port }
+  const bracketed = /^\[(.+)\]$/.exec(host)?.[1]
+  if (bracketed !== undefined) return isIPv6(bracketed) ? { host: bracketed, port } : undefined
+  return isIPv4(host) || isHostName(host) ? { host, port } : undefined
+}
+
+const repositoryPattern = (() => {
+  const name = '[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*'
+  const segment = `(?:${name}|\\*)`
+  return new RegExp(`^(?:\\*\\*|${segment}(?:/${segment})*(?:/\\*\\*)?)$`)
+})()
+
+const patternHint = 'write repository patterns such as team/app, team/*, team/** or ** (all repositories)'
+
+/** Repository patterns, as a list, or as one text with commas between them. */
+function patterns() {
+  const written = z.union([z.string(), z.array(z.string(), { error: patternHint })], { error: patternHint })
+  return written.transform((value, context): readonly string[] => {
+    const list = (typeof value === 'string' ? value.split(',') : value).map((text) => text.trim())
+    const found = typeof value === 'string' ? list.filter((text) => text !== '') : list
+    for (const text of found) {
+      const message =
+        text === '*'
+          ? 'write ** to mean all repositories, or team/* to mean those directly below team'
+          : `${JSON.stringify(text)} is not a repository pattern: ${patternHint}`
+      if (text !== '*' && text.length <= 255 && repositoryPattern.test(text)) continue
+      context.issues.push({ code: 'custom', message, input: text })
+    }
+    return found
+  })
+}
+
+const tls = z
+  .strictObject({
+    /** Absolute path. */
+    certificate: path('name a PEM file')
+      .optional()
+      .describe(
+        'The PEM file with the certificate and its chain, from the current directory; with it and tls.key the ' +
+          'server speaks HTTPS, and takes up the files anew when they change.',
+      ),
+    /** Absolute path. */
+    key: path('name a PEM file')
+      .optional()
+      .describe('The PEM file with the private key of tls.certificate, without a passphrase.'),
+  })
+  .prefault({})
+  // One value with both files or none: no caller needs to ask for each of them.
+  .transform(({ certificate, key }): TlsFiles | undefined =>
+    certificate !== undefined && key !== undefined ? { certificate, key } : undefined,
+  )
+
+/**
+ * Every setting: how it is written, what it resolves to, its default (as a user would write it) and the one
+ * sentence that describes it in the help and in the example file. All faults' messages say what to write.
+ */
+export const schema = z.strictObject({
+  listen: word(
+    'write an address and a port, such as 127.0.0.1:5000, [::1]:5000, or :5000 for all addresses',
+    readListen,
+  )
+    .prefault('127.0.0.1:5000')
+    .describe(
+      'The address and port to listen on; :5000 means all addresses, 5000 alone means this machine only, and ' +
+        'port 0 a free port. An address that other machines can reach needs a value for auth.',
+    ),
+
+  /** Absolute path. */
+  data: path('name a folder such as ./data')
+    .prefault('./data')
+    .describe(
+      'The folder that holds everything the registry stores, from the current directory; it is made when it is ' +
+        'not there.',
+    ),
+
+  auth: choice(['none'], 'write none, which is the only value so far')
+    .optional()
+    .describe(
+      'Who may do what. Unset, the server agrees to listen on this machine only; none lets everybody who can ' +
+        'reach it push, pull and delete.',
+    ),
+
+  /** A number of processes; `auto` has been resolved. */
+  workers: word('write auto or a number from 1 to 64', (text) =>
+    text === 'auto' ? Math.min(4, availableParallelism()) : readWhole(text, 1, 64),
+  )
+    .prefault('auto')
+    .describe(
+      'How many processes serve requests, from 1 to 64; auto is the number of processor cores, but at most 4.',
+    ),
+
+  tls,
+
+  log: z
+    .strictObject({
+      level: choice(
+        ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'],
+        'write fatal, error, warn, info, debug, trace or silent',
+      )
+        .prefault('info')
+        .describe(
+          'The least serious messages to log: fatal, error, warn, info, debug, trace, or silent for none at all.',
+        ),
+      format: choice(['auto', 'json', 'pretty'], 'write auto, json or pretty')
+        .prefault('auto')
+        .describe(
+          'How log lines look: json for programs, pretty for people, auto for pretty on a terminal and json ' +
+            'elsewhere.',
+        ),
+    })
+    .prefault({}),
+
+  uploads: z
+    .strictObject({
+      /** Milliseconds; may exceed what a single timer can wait. */
+      expireAfter: duration('1s', '365d')
+        .prefault('24h')
+        .describe('How long an upload may rest between two requests before it is dropped with its bytes.'),
+      maxPerRepository: word('write a number from 1 to 1000000', (text) => readWhole(text, 1, 1_000_000))
+        .prefault(1000)
+        .describe('How many unfinished uploads a repository may have at a time.'),
+      /** Bytes. */
+      maxBlobSize: size('1MiB', '1024TiB')
+        .prefault('1TiB')
+        .describe('The largest layer or other blob to accept.'),
+    })
+    .prefault({}),
+
+  manifests: z
+    .strictObject({
+      sparse: patterns()
+        .prefault([])
+        .describe(
+          'The repositories in which a manifest may name parts that are not there, as mirrors of some platforms ' +
+            'need it: team/app is one, team/* those directly below team, team/** all below team, ** all.',
+        ),
+    })
+    .prefault({}),
+
+  timeouts: z
+    .strictObject({
+      /** Milliseconds. */
+      idle: duration('1s', '1h')
+        .prefault('60s')
+        .describe(
+          'How long the body of a request or an answer may stand still before its connection is cut.',
+        ),
+      /** Milliseconds. */
+      shutdown: duration('100ms', '1h')
+        .prefault('30s')
+        .describe('How long requests may take to finish after the server was told to stop.'),
+    })
+    .prefault({}),
+})
+
+type DeepReadonly<T> = T extends readonly (infer Item)[]
+  ? readonly DeepReadonly<Item>[]
+  : T extends object
+    ? { readonly [Key in keyof T]: DeepReadonly<T[Key]> }
+    : T
+
+/**
+ * The resolved configuration, at the paths of the YAML file: durations in milliseconds, sizes in bytes, paths
+ * absolute, `workers` a number, `tls` either both files or undefined.
+ */
+export type Config = DeepReadonly<z.output<typeof schema>>
+
+/** One setting, for the loader and for the help. */
+export interface Setting {
+  /** Its path in the YAML file, such as `uploads.expireAfter`. */
+  readonly path: string
+  /** Its environment variable, such as `BOATHOUSE_UPLOADS_EXPIRE_AFTER`. */
+  readonly variable: string
+  /** One or two sentences, the same as in the example file. */
+  readonly description: string
+  /** The default as it would be written; undefined when the setting has none. */
+  readonly fallback: string | undefined
+  /** Parses one written value. */
+  readonly schema: z.ZodType
+}
+
+/** The settings of a section of the schema, or undefined when it is a setting itself. */
+export function sectionOf(part: z.core.$ZodType): Readonly<Record<string, z.ZodType>> | undefined {
+  if (part instanceof z.ZodObject) return part.shape
+  if (part instanceof z.ZodPrefault) return sectionOf(part.def.innerType)
+  if (part instanceof z.ZodPipe) return sectionOf(part.def.in)
+  return undefined
+}
+
+function variableOf(path: string): string {
+  return `BOATHOUSE_${path.replaceAll('.', '_').replace(/[A-Z]/g, '_$&').toUpperCase()}`
+}
+
+function fallbackOf(part: z.ZodType): string | undefined {
+  if (!(part instanceof z.ZodPrefault)) return undefined
+  const value: unknown = part.def.defaultValue
+  return typeof value === 'object' ? JSON.stringify(value) : String(value)
+}
+
+function listSettings(shape: Readonly<Record<string, z.ZodType>>, prefix: string): readonly Setting[] {
+  return Object.entries(shape).flatMap(([name, part]) => {
+    const path = `${prefix}${name}`
+    const section = sectionOf(part)
+    if (section !== undefined) return listSettings(section, `${path}.`)
+    const description = part.description ?? ''
+    return { path, variable: variableOf(path), description, fallback: fallbackOf(part), schema: part }
+  })
+}
+
+/** Every setting, in the order of the schema. */
+export const settings: readonly Setting[] = listSettings(schema.shape, '')
+
+function freeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null) Object.values(Object.freeze(value)).forEach(freeze)
+  return value
+}
+
+/**
+ * The configuration that these written values make, deeply frozen; what is not written takes its default.
+ * Throws a ZodError on a value that its setting would refuse.
+ */
+export function resolveConfig(written: Readonly<Record<string, unknown>>): Config {
+  return freeze(schema.parse(written))
+}
+
+/** What a server runs with when nothing is configured. */
+export const defaults: Config = resolveConfig({})

@@ -1,0 +1,30 @@
+import { type Logger, pino } from 'pino'
+import pretty from 'pino-pretty'
+import type { Config } from '../../config/schema.js'
+
+/** Standard error: standard output has the three lines of the start, and nothing else. */
+const stderr = 2
+
+/**
+ * Bytes written at once: several processes share the stream, and a pipe takes this many without mixing them
+ * with another's.
+ */
+const wholeWrite = 4096
+
+/** The log: JSON lines, or text for people when they look at it on a terminal. */
+export function createLogger(log: Config['log'], worker: string | undefined): Logger {
+  const isPretty = log.format === 'pretty' || (log.format === 'auto' && process.stderr.isTTY === true)
+  const options = { level: log.level, base: worker === undefined ? null : { worker } }
+  if (isPretty) {
+    return pino(
+      options,
+      pretty({ destination: stderr, sync: true, ignore: 'pid,hostname', singleLine: true }),
+    )
+  }
+  return pino(options, pino.destination({ dest: stderr, sync: false, maxWrite: wholeWrite }))
+}
+
+/** Writes out what a logger still holds; for the moment before the process ends. */
+export function flushLogger(logger: Logger): Promise<void> {
+  return new Promise((resolve) => logger.flush(() => resolve()))
+}

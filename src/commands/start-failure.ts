@@ -1,0 +1,16 @@
+import type { Config } from '../../config/schema.js'
+
+const reasons: Readonly<Record<string, string>> = {
+  EADDRINUSE: 'another program is listening there: stop it, or choose another port with --listen.',
+  EACCES: 'this user may not use that port: choose one above 1023 with --listen.',
+  EADDRNOTAVAIL: 'this machine does not have that address: choose another with --listen.',
+  ENOTFOUND: 'that name has no address: choose another with --listen.',
+}
+
+/** Why the server cannot listen, in a sentence that says what to do. */
+export function describeStartFailure(error: unknown, config: Config): string {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  const reason = Object.hasOwn(reasons, code) ? reasons[code] : undefined
+  if (reason !== undefined) return `Cannot listen on ${config.listen.host}:${config.listen.port}: ${reason}`
+  return error instanceof Error ? error.message : String(error)
+}

@@ -1,0 +1,92 @@
+import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { type ErrorEntry, RegistryError, UploadRangeError } from '../oci/errors.js'
+import { send } from './exchange.js'
+import { uploadHeaders } from './upload-headers.js'
+
+/**
+ * The one place where an error becomes a reply: `errors[]` as JSON, below and outside of `/v2/` alike
+ * (protocol G-09).
+ * @returns the refusal that was sent, for the log
+ */
+export function replyError(
+  request: IncomingMessage,
+  response: ServerResponse,
+  error: unknown,
+): RegistryError {
+  const refusal = toRegistryError(error)
+  if (response.headersSent) {
+    // Half a reply is out: only a broken connection tells the client that it is not whole.
+    request.socket.destroy()
+    return refusal
+  }
+  const body = errorBody(refusal.entries)
+  send(
+    request,
+    response,
+    refusal.status,
+    { ...headersOf(refusal), 'Content-Type': 'application/json', 'Content-Length': body.byteLength },
+    request.method === 'HEAD' ? undefined : body,
+  )
+  return refusal
+}
+
+function toRegistryError(error: unknown): RegistryError {
+  if (error instanceof RegistryError) return error
+  return new RegistryError('UNKNOWN', undefined, { cause: error })
+}
+
+function headersOf(refusal: RegistryError): OutgoingHttpHeaders {
+  const headers: OutgoingHttpHeaders = {}
+  if (refusal instanceof UploadRangeError) Object.assign(headers, uploadHeaders(refusal))
+  if (refusal instanceof MethodError) headers['Allow'] = refusal.allowed.join(', ')
+  if (refusal instanceof UnsatisfiableRangeError) headers['Content-Range'] = `bytes */${refusal.size}`
+  if (refusal.retryAfter !== undefined) headers['Retry-After'] = refusal.retryAfter
+  return headers
+}
+
+function errorBody(entries: readonly ErrorEntry[]): Buffer {
+  return Buffer.from(JSON.stringify({ errors: entries }))
+}
+
+/** A path that exists, asked with a method that does not (405). */
+export class MethodError extends RegistryError {
+  readonly allowed: readonly string[]
+
+  constructor(allowed: readonly string[]) {
+    super('UNSUPPORTED', `this path takes ${allowed.join(', ')}`)
+    this.allowed = allowed
+  }
+}
+
+/** A range that lies outside of the content (416). */
+export class UnsatisfiableRangeError extends RegistryError {
+  readonly size: number
+
+  /** @param size of the content, in bytes */
+  constructor(size: number) {
+    super('RANGE_INVALID')
+    this.size = size
+  }
+}
+
+/** Statuses of what Node's HTTP parser refuses before there is a request. */
+const parserErrors: Readonly<Record<string, RegistryError>> = {
+  HPE_HEADER_OVERFLOW: new RegistryError('REQUEST_HEADERS_TOO_LARGE'),
+  ERR_HTTP_REQUEST_TIMEOUT: new RegistryError('REQUEST_TIMEOUT'),
+}
+
+/** Replies to what is not HTTP, in the same shape, and closes the connection. */
+export function replyParserError(error: Error & { code?: string }, socket: Duplex): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy()
+    return
+  }
+  const refusal = Object.hasOwn(parserErrors, error.code ?? '') ? parserErrors[error.code ?? ''] : undefined
+  const { status, entries } = refusal ?? new RegistryError('REQUEST_INVALID')
+  const body = errorBody(entries)
+  socket.end(
+    `HTTP/1.1 ${status} ${status === 431 ? 'Request Header Fields Too Large' : status === 408 ? 'Request Timeout' : 'Bad Request'}\r\n` +
+      `Content-Type: application/json\r\nContent-Length: ${body.byteLength}\r\nConnection: close\r\n\r\n${body}`,
+  )
+}

@@ -1,0 +1,139 @@
+import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
+import type { Identity } from '../auth/access.js'
+import type { RepositoryName } from '../oci/reference.js'
+
+/** Bytes and milliseconds for which the rest of an unwanted body is read and dropped. */
+const drainBytes = 64 * 1024 * 1024
+const drainTime = 10_000
+
+/** Headers on every reply (protocol G-08, G-13). */
+const standardHeaders = {
+  'Docker-Distribution-API-Version': 'registry/2.0',
+  'X-Content-Type-Options': 'nosniff',
+}
+
+/** One request and its reply, as the handlers see them. */
+export class Exchange {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  readonly params: Readonly<Record<string, string>>
+  readonly identity: Identity
+  readonly #repository: RepositoryName | undefined
+  #query: URLSearchParams | undefined
+
+  constructor(
+    request: IncomingMessage,
+    response: ServerResponse,
+    route: {
+      readonly params: Readonly<Record<string, string>>
+      readonly identity: Identity
+      readonly repository: RepositoryName | undefined
+    },
+  ) {
+    this.request = request
+    this.response = response
+    this.params = route.params
+    this.identity = route.identity
+    this.#repository = route.repository
+  }
+
+  /** The repository that the path names; only for routes whose path has one. */
+  get repository(): RepositoryName {
+    if (this.#repository === undefined) throw new Error('this route has no repository')
+    return this.#repository
+  }
+
+  get isHead(): boolean {
+    return this.request.method === 'HEAD'
+  }
+
+  /** The query's parameters; unknown ones are nobody's business (protocol G-19). */
+  get query(): URLSearchParams {
+    if (this.#query === undefined) {
+      const url = this.request.url ?? ''
+      const mark = url.indexOf('?')
+      this.#query = new URLSearchParams(mark < 0 ? '' : url.slice(mark + 1))
+    }
+    return this.#query
+  }
+
+  /** A path parameter that the route's pattern has. */
+  param(name: string): string {
+    return this.params[name] ?? ''
+  }
+
+  /** Replies with a status and headers alone (protocol G-11: with a length, except for 204 and 304). */
+  sendEmpty(status: number, headers: OutgoingHttpHeaders = {}): void {
+    const length = status === 204 || status === 304 ? {} : { 'Content-Length': 0 }
+    send(this.request, this.response, status, { ...headers, ...length })
+  }
+
+  /** Replies with a body, or with its headers alone to HEAD (protocol G-10). */
+  sendBytes(status: number, bytes: Uint8Array, headers: OutgoingHttpHeaders): void {
+    const all = { ...headers, 'Content-Length': bytes.byteLength }
+    send(this.request, this.response, status, all, this.isHead ? undefined : bytes)
+  }
+
+  /** Replies with JSON. */
+  sendJson(value: unknown, headers: OutgoingHttpHeaders = {}): void {
+    this.sendBytes(200, Buffer.from(JSON.stringify(value)), {
+      'Content-Type': 'application/json',
+      ...headers,
+    })
+  }
+}
+
+/** Begins a reply whose body follows. */
+export function sendHead(response: ServerResponse, status: number, headers: OutgoingHttpHeaders): void {
+  response.writeHead(status, { ...standardHeaders, ...headers })
+}
+
+/**
+ * Sends a whole reply. When the request's body has not been read to its end, the connection is closed behind
+ * the reply, but not at once: the client must be able to read the reply while it still sends (protocol T-45).
+ */
+export function send(
+  request: IncomingMessage,
+  response: ServerResponse,
+  status: number,
+  headers: OutgoingHttpHeaders,
+  body?: Uint8Array,
+): void {
+  if (!hasUnreadBody(request)) {
+    sendHead(response, status, headers)
+    response.end(body)
+    return
+  }
+  sendHead(response, status, { ...headers, Connection: 'close' })
+  if (body === undefined) response.flushHeaders()
+  else response.write(body)
+  drain(request, () => response.end())
+}
+
+/** Whether bytes of the request's body are still to come. */
+function hasUnreadBody(request: IncomingMessage): boolean {
+  return hasBody(request) && !request.readableEnded && !request.destroyed
+}
+
+/** Whether the request announces a body (protocol UP-02: no length and length 0 are both none). */
+export function hasBody(request: IncomingMessage): boolean {
+  const length = request.headers['content-length']
+  return request.headers['transfer-encoding'] !== undefined || (length !== undefined && Number(length) > 0)
+}
+
+/** Reads and drops the rest of a body, within bounds; what goes beyond them is cut off. */
+function drain(request: IncomingMessage, done: () => void): void {
+  let left = drainBytes
+  const timer = setTimeout(() => request.socket.destroy(), drainTime)
+  request.on('data', (chunk: Buffer) => {
+    left -= chunk.length
+    if (left < 0) request.socket.destroy()
+  })
+  request.on('error', () => undefined) // the client may leave: nothing is lost
+  request.once('close', () => clearTimeout(timer))
+  request.once('end', () => {
+    clearTimeout(timer)
+    done()
+  })
+  request.resume()
+}

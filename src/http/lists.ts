@@ -1,0 +1,121 @@
+import { type Digest, parseDigest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import { mediaTypes } from '../oci/media-types.js'
+import type { RepositoryName } from '../oci/reference.js'
+import type { ManifestService, Referrer } from '../registry/manifests.js'
+import type { Exchange } from './exchange.js'
+
+/** Entries of a page when the client names no number, and the most it gets (protocol TG-04, TG-06). */
+const largestPage = 10_000
+
+/** Bytes of a referrers page: containerd, oras and podman read about 4 MiB (protocol RF-07). */
+const largestReferrersPage = 4_000_000
+
+/** Referrers that are read from the store at once: each may carry megabytes of annotations. */
+const referrersBatch = 16
+
+/** Tags, catalog and referrers over HTTP (protocol sections 6 and 7). */
+export function listHandlers({ manifests }: { readonly manifests: ManifestService }) {
+  return {
+    async listTags(exchange: Exchange): Promise<void> {
+      const { repository } = exchange
+      const { limit, after } = readPaging(exchange)
+      const page = await manifests.listTags(repository, after, limit)
+      const path = `/v2/${repository}/tags/list`
+      exchange.sendJson({ name: repository, tags: page.names }, nextLink(path, limit, page))
+    },
+
+    async listRepositories(exchange: Exchange): Promise<void> {
+      const { limit, after } = readPaging(exchange)
+      const page = await manifests.listRepositories(after, limit)
+      exchange.sendJson({ repositories: page.names }, nextLink('/v2/_catalog', limit, page))
+    },
+
+    /** RF-01: a list, if need be an empty one, never 404. */
+    async listReferrers(exchange: Exchange): Promise<void> {
+      const { repository, query } = exchange
+      const subject = parseDigest(exchange.param('digest'))
+      // RF-05: an unescaped + arrives as a space, and no media type has one.
+      const types = query.getAll('artifactType').map((type) => type.replaceAll(' ', '+'))
+      const after = Number(query.get('last') ?? 0)
+      if (!Number.isSafeInteger(after))
+        throw new RegistryError('PAGINATION_NUMBER_INVALID', 'last is not a place')
+      const page = await collectReferrers(manifests, repository, subject, types, after)
+      const body = Buffer.from(
+        `{"schemaVersion":2,"mediaType":"${mediaTypes.ociIndex}","manifests":[${page.descriptors.join(',')}]}`,
+      )
+      const filtered = types.length > 0 ? { 'OCI-Filters-Applied': 'artifactType' } : {}
+      exchange.sendBytes(200, body, {
+        'Content-Type': mediaTypes.ociIndex,
+        'Cache-Control': 'no-cache',
+        ...filtered,
+        ...referrersLink(repository, subject, types, page.next),
+      })
+    },
+  }
+}
+
+/** TG-04, TG-05. @throws RegistryError PAGINATION_NUMBER_INVALID */
+function readPaging({ query }: Exchange): { limit: number; after: string } {
+  const n = query.get('n')
+  if (n !== null && !/^\d{1,400}$/.test(n)) throw new RegistryError('PAGINATION_NUMBER_INVALID')
+  return {
+    limit: n === null ? largestPage : Math.min(Number(n), largestPage),
+    after: query.get('last') ?? '',
+  }
+}
+
+/** TG-07 and TG-09: relative, and only where more follows; n=0 asks for nothing and gets no link. */
+function nextLink(
+  path: string,
+  limit: number,
+  page: { names: readonly string[]; more: boolean },
+): Record<string, string> {
+  const last = page.names.at(-1)
+  if (!page.more || last === undefined) return {}
+  return { Link: `<${path}?last=${encodeURIComponent(last)}&n=${limit}>; rel="next"` }
+}
+
+/** Descriptors up to the page's size, at least one, and where the next page starts. */
+async function collectReferrers(
+  manifests: ManifestService,
+  repository: RepositoryName,
+  subject: Digest,
+  types: readonly string[],
+  start: number,
+): Promise<{ descriptors: string[]; next: number | undefined }> {
+  const descriptors: string[] = []
+  let bytes = 0
+  let after = start
+  for (;;) {
+    const batch = await manifests.listReferrers(repository, subject, types, after, referrersBatch)
+    for (const referrer of batch) {
+      const text = JSON.stringify(toDescriptor(referrer))
+      bytes += Buffer.byteLength(text) + 1
+      if (bytes > largestReferrersPage && descriptors.length > 0) return { descriptors, next: after }
+      descriptors.push(text)
+      after = referrer.position
+    }
+    if (batch.length < referrersBatch) return { descriptors, next: undefined }
+  }
+}
+
+/** RF-04. */
+function toDescriptor(referrer: Referrer): object {
+  const { mediaType, digest, size, artifactType, annotations } = referrer
+  return { mediaType, digest, size, artifactType, annotations }
+}
+
+function referrersLink(
+  repository: RepositoryName,
+  subject: Digest,
+  types: readonly string[],
+  next: number | undefined,
+): Record<string, string> {
+  if (next === undefined) return {}
+  const query = new URLSearchParams([
+    ...types.map((type): [string, string] => ['artifactType', type]),
+    ['last', String(next)],
+  ])
+  return { Link: `</v2/${repository}/referrers/${subject}?${query}>; rel="next"` }
+}

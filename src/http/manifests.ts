@@ -1,0 +1,82 @@
+import type { OutgoingHttpHeaders } from 'node:http'
+import { RegistryError } from '../oci/errors.js'
+import { largestManifest } from '../oci/manifest.js'
+import { parseReference, type Reference } from '../oci/reference.js'
+import type { ManifestHead, ManifestService } from '../registry/manifests.js'
+import { openBody, readBody } from './body.js'
+import { etagOf, isNotModified, readCondition } from './conditions.js'
+import { type Exchange, sendHead } from './exchange.js'
+
+/** What the handlers need. */
+export interface ManifestHandlerOptions {
+  readonly manifests: ManifestService
+  /** Milliseconds without a byte after which a body is given up. */
+  readonly idleTimeout: number
+}
+
+/** Manifests over HTTP (protocol sections 4 and 8). */
+export function manifestHandlers({ manifests, idleTimeout }: ManifestHandlerOptions) {
+  return {
+    /** MF-40 … MF-45: what is stored, as it is stored, whatever Accept says. */
+    async getManifest(exchange: Exchange): Promise<void> {
+      const reference = parseReference(exchange.param('reference'))
+      if (exchange.isHead || exchange.request.headers['if-none-match'] !== undefined) {
+        const head = await manifests.headManifest(exchange.repository, reference)
+        if (isNotModified(exchange.request, head.digest)) {
+          exchange.sendEmpty(304, { ETag: etagOf(head.digest), 'Docker-Content-Digest': head.digest })
+          return
+        }
+        if (exchange.isHead) {
+          sendHead(exchange.response, 200, manifestHeaders(head, reference))
+          exchange.response.end()
+          return
+        }
+      }
+      const manifest = await manifests.getManifest(exchange.repository, reference)
+      exchange.sendBytes(200, manifest.bytes, manifestHeaders(manifest, reference))
+    },
+
+    /** MF-01 … MF-34. */
+    async putManifest(exchange: Exchange): Promise<void> {
+      const { request, response, repository } = exchange
+      const reference = parseReference(exchange.param('reference'))
+      const tooLarge = () => new RegistryError('MANIFEST_TOO_LARGE')
+      const pushed = await manifests.putManifest({
+        repository,
+        reference,
+        tags: exchange.query.getAll('tag'),
+        bytes: await readBody(openBody(request, response, idleTimeout), largestManifest, tooLarge),
+        contentType: request.headers['content-type'],
+        condition: readCondition(request),
+      })
+      const headers: OutgoingHttpHeaders = {
+        Location: `/v2/${repository}/manifests/${pushed.digest}`,
+        'Docker-Content-Digest': pushed.digest,
+      }
+      if (pushed.subject !== undefined) headers['OCI-Subject'] = pushed.subject
+      if (pushed.tags.length > 0) headers['OCI-Tag'] = pushed.tags.join(', ')
+      exchange.sendEmpty(201, headers)
+    },
+
+    /** DL-01 and DL-02: a tag alone, or a manifest with all its tags. */
+    async deleteManifest(exchange: Exchange): Promise<void> {
+      const reference = parseReference(exchange.param('reference'))
+      if (reference.kind === 'tag') await manifests.deleteTag(exchange.repository, reference.tag)
+      else await manifests.deleteManifest(exchange.repository, reference.digest)
+      exchange.sendEmpty(202)
+    },
+  }
+}
+
+function manifestHeaders(manifest: ManifestHead, reference: Reference): OutgoingHttpHeaders {
+  return {
+    'Content-Type': manifest.mediaType,
+    'Content-Length': manifest.size,
+    'Docker-Content-Digest': manifest.digest,
+    ETag: etagOf(manifest.digest),
+    'Cache-Control':
+      reference.kind === 'tag'
+        ? 'no-cache, no-transform'
+        : 'private, max-age=31536000, immutable, no-transform',
+  }
+}

@@ -1,0 +1,101 @@
+import {
+  AggregatorRegistry,
+  Counter,
+  collectDefaultMetrics,
+  Gauge,
+  Histogram,
+  type PrometheusContentType,
+  register,
+} from 'prom-client'
+
+/** Totals of the stores, read when somebody asks for the metrics. */
+export interface StoreTotals {
+  readonly blobs: number
+  readonly blobBytes: number
+  readonly openUploads: number
+  readonly metadataBytes: number
+}
+
+/** One answered request. Its labels come from short fixed lists, so that the series stay few. */
+export interface Observation {
+  /** Name of the endpoint's handler; `none` for paths that nothing serves. */
+  readonly route: string
+  readonly method: string
+  readonly status: number
+  readonly seconds: number
+  /** On the wire, headers included. */
+  readonly bytesIn: number
+  readonly bytesOut: number
+}
+
+const knownMethods = new Set(['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE', 'OPTIONS'])
+
+/** The Prometheus metrics of one process. */
+export class Metrics {
+  readonly #requests = new Counter({
+    name: 'boathouse_http_requests_total',
+    help: 'Requests answered, by route, method and status',
+    labelNames: ['route', 'method', 'status'] as const,
+  })
+  readonly #durations = new Histogram({
+    name: 'boathouse_http_request_duration_seconds',
+    help: 'Time from a request to the end of its answer, by route',
+    labelNames: ['route'] as const,
+    buckets: [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60, 600],
+  })
+  readonly #bytesIn = new Counter({ name: 'boathouse_http_received_bytes_total', help: 'Bytes received' })
+  readonly #bytesOut = new Counter({ name: 'boathouse_http_sent_bytes_total', help: 'Bytes sent' })
+  /** Looking up a label set costs more than counting: each is looked up once. */
+  readonly #children = new Map<string, { count: () => void; observe: (seconds: number) => void }>()
+
+  constructor(totals: () => Promise<StoreTotals>) {
+    collectDefaultMetrics()
+    const gauge = (name: string, help: string, read: (totals: StoreTotals) => number) =>
+      new Gauge({
+        name,
+        help,
+        aggregator: 'first', // every worker sees the same stores
+        async collect() {
+          this.set(read(await totals()))
+        },
+      })
+    gauge('boathouse_blobs', 'Blobs stored', (all) => all.blobs)
+    gauge('boathouse_blob_bytes', 'Bytes of the blobs stored', (all) => all.blobBytes)
+    gauge('boathouse_open_uploads', 'Upload sessions that are open', (all) => all.openUploads)
+    gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
+  }
+
+  observe(observation: Observation): void {
+    const { route, status, seconds, bytesIn, bytesOut } = observation
+    const method = knownMethods.has(observation.method) ? observation.method : 'other'
+    const key = `${route} ${method} ${status}`
+    let child = this.#children.get(key)
+    if (child === undefined) {
+      const counter = this.#requests.labels(route, method, String(status))
+      const histogram = this.#durations.labels(route)
+      child = { count: () => counter.inc(), observe: (value) => histogram.observe(value) }
+      this.#children.set(key, child)
+    }
+    child.count()
+    child.observe(seconds)
+    this.#bytesIn.inc(bytesIn)
+    this.#bytesOut.inc(bytesOut)
+  }
+
+  /** All metrics of this process alone. */
+  async text(): Promise<{ contentType: string; text: string }> {
+    return { contentType: register.contentType, text: await register.metrics() }
+  }
+}
+
+/** Answers the primary process when it collects the metrics of all workers. */
+export function shareMetrics(): void {
+  new AggregatorRegistry()
+}
+
+/** The metrics of all workers together; for the primary process. */
+export async function collectMetrics(
+  aggregator: AggregatorRegistry<PrometheusContentType>,
+): Promise<{ contentType: string; text: string }> {
+  return { contentType: aggregator.contentType, text: await aggregator.clusterMetrics() }
+}

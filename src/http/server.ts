@@ -1,0 +1,153 @@
+import { type IncomingMessage, METHODS, type ServerResponse } from 'node:http'
+import { type FastifyInstance, fastify } from 'fastify'
+import type { Logger } from 'pino'
+import type { AccessPolicy } from '../auth/access.js'
+import { RegistryError } from '../oci/errors.js'
+import { authorize } from './authorize.js'
+import { noteExpectation } from './body.js'
+import { MethodError, replyError, replyParserError } from './errors.js'
+import { Exchange } from './exchange.js'
+import type { Metrics } from './metrics.js'
+import { foldPath, invalidPath } from './path.js'
+import { allowedMethods, type Handlers, type Route, routes } from './routes.js'
+
+/** Room for a token in the headers (protocol section 16). */
+const maxHeaderSize = 32 * 1024
+
+/** What the server needs. */
+export interface ServerOptions {
+  readonly handlers: Handlers
+  readonly access: AccessPolicy
+  readonly logger: Logger
+  readonly metrics: Metrics
+  /** PEM texts; undefined for plain HTTP. */
+  readonly tls: { readonly cert: string; readonly key: string } | undefined
+}
+
+/**
+ * Builds the HTTP server from the endpoint table. Fastify routes and ends; the bodies and the replies are ours,
+ * since every header on the wire counts here and no body may be touched (protocol section 16).
+ */
+export function createServer(options: ServerOptions): FastifyInstance {
+  const app = fastify({
+    ...(options.tls === undefined ? {} : { https: options.tls }),
+    exposeHeadRoutes: false,
+    forceCloseConnections: 'idle',
+    return503OnClosing: false,
+    requestTimeout: 0, // T-43: a push may take hours; bodies are watched for progress instead
+    keepAliveTimeout: 120_000, // T-44: longer than the clients' own
+    connectionTimeout: 0,
+    routerOptions: { maxParamLength: maxHeaderSize },
+    http: { maxHeaderSize, headersTimeout: 60_000 },
+    rewriteUrl: (request: IncomingMessage) => foldPath(request.url ?? '/'),
+    clientErrorHandler: replyParserError,
+  } as Parameters<typeof fastify>[0]) as unknown as FastifyInstance
+
+  const bodyless = { hasBody: false, overrideExisting: true }
+  // No body is Fastify's: it would insist on content types that clients do not send (protocol UP-45).
+  for (const method of METHODS) if (method !== 'CONNECT') app.addHttpMethod(method, bodyless)
+
+  for (const route of routes) {
+    app.route({
+      method: route.method === 'GET' ? ['GET', 'HEAD'] : route.method,
+      url: route.path,
+      handler: (request, reply) => {
+        reply.hijack()
+        return serve(options, request.raw, reply.raw, {
+          route,
+          params: request.params as Record<string, string>,
+        })
+      },
+    })
+  }
+  app.setNotFoundHandler((request, reply) => {
+    reply.hijack()
+    return serve(options, request.raw, reply.raw, undefined)
+  })
+  app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
+    noteExpectation(request)
+    app.server.emit('request', request, response)
+  })
+  return app
+}
+
+/** Bytes of a connection that are counted already: it serves many requests. */
+const counted = new WeakMap<object, { in: number; out: number }>()
+
+async function serve(
+  options: ServerOptions,
+  request: IncomingMessage,
+  response: ServerResponse,
+  match: { route: Route; params: Record<string, string> } | undefined,
+): Promise<void> {
+  const { handlers, access, metrics, logger } = options
+  const started = performance.now()
+  const { socket } = request
+  let refusal: RegistryError | undefined
+  const abort = () => response.destroy() // a reply that waits for its turn does not see its socket go
+  socket.once('close', abort)
+  response.once('close', () => {
+    socket.off('close', abort)
+    const before = counted.get(socket) ?? { in: 0, out: 0 }
+    const now = { in: socket.bytesRead, out: socket.bytesWritten }
+    counted.set(socket, now)
+    const seconds = (performance.now() - started) / 1000
+    const route = match?.route.handler ?? 'none'
+    const bytes = { bytesIn: now.in - before.in, bytesOut: now.out - before.out }
+    metrics.observe({
+      route,
+      method: request.method ?? '',
+      status: response.headersSent ? response.statusCode : 499,
+      seconds,
+      ...bytes,
+    })
+    logRequest(logger, request, response, { route, seconds, refusal, ...bytes })
+  })
+  try {
+    if (match === undefined) throw unmatched(request.url ?? '/')
+    const { route, params } = match
+    const authorized = authorize(route, params['name'], request.headers.authorization, access)
+    await handlers[route.handler](new Exchange(request, response, { params, ...authorized }))
+  } catch (error) {
+    refusal = replyError(request, response, error)
+  }
+}
+
+/** G-18: a known path with another method is 405, everything else 404. */
+function unmatched(url: string): RegistryError {
+  if (url === invalidPath) return new RegistryError('NAME_INVALID', 'the path is not valid')
+  const allowed = allowedMethods(url)
+  return allowed.length > 0 ? new MethodError(allowed) : new RegistryError('NOT_FOUND')
+}
+
+/** One line a request. Neither query nor headers: both may hold secrets (reliability S63). */
+function logRequest(
+  logger: Logger,
+  request: IncomingMessage,
+  response: ServerResponse,
+  about: {
+    route: string
+    seconds: number
+    bytesIn: number
+    bytesOut: number
+    refusal: RegistryError | undefined
+  },
+): void {
+  const { refusal } = about
+  const isOurFault = refusal !== undefined && refusal.status >= 500 && !request.destroyed
+  const line = {
+    method: request.method,
+    path: (request.url ?? '').split('?', 1)[0]?.replaceAll('%2F', '/').slice(0, 512),
+    status: response.statusCode,
+    route: about.route,
+    ms: Math.round(about.seconds * 10_000) / 10,
+    in: about.bytesIn,
+    out: about.bytesOut,
+    remote: request.socket.remoteAddress,
+    agent: request.headers['user-agent']?.slice(0, 200),
+    ...(response.writableFinished ? {} : { aborted: true }),
+    ...(refusal === undefined ? {} : { refused: refusal.kind, reason: refusal.message.slice(0, 300) }),
+  }
+  if (isOurFault) logger.error({ ...line, err: refusal.cause ?? refusal }, 'request failed')
+  else logger.info(line, 'request')
+}

@@ -1,0 +1,95 @@
+import type { BlobReader, BlobStore } from '../../storage/blob-store.js'
+import type { MetadataStore } from '../../storage/metadata-store.js'
+import type { Digest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+
+export type { BlobReader }
+
+/** Repositories that are tried for a mount without `from`. */
+const mostMountSources = 100
+
+/** Where a blob may be mounted from. */
+export interface MountSource {
+  /** The repository that the client named, if any. */
+  readonly from: RepositoryName | undefined
+  /** Whether the caller may pull from a repository: what it may not pull it may not mount either. */
+  readonly mayPull: (repository: RepositoryName) => boolean
+}
+
+/** Blobs as a repository shows them: only through the repositories that link them (protocol BL-02). */
+export class BlobService {
+  readonly #blobs: BlobStore
+  readonly #metadata: MetadataStore
+
+  constructor(stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore }) {
+    this.#blobs = stores.blobs
+    this.#metadata = stores.metadata
+  }
+
+  /** Size of a blob in bytes. @throws RegistryError BLOB_UNKNOWN */
+  async statBlob(repository: RepositoryName, digest: Digest): Promise<number> {
+    const size = await this.#metadata.findBlob(repository, digest)
+    if (size === undefined) throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
+    return size
+  }
+
+  /**
+   * Opens a blob for reading; the caller closes it.
+   * @throws RegistryError BLOB_UNKNOWN, or UNAVAILABLE when its file is missing or has another size
+   */
+  async openBlob(repository: RepositoryName, digest: Digest): Promise<BlobReader> {
+    const size = await this.statBlob(repository, digest)
+    const reader = await this.#blobs.open(digest)
+    if (reader === undefined) throw damaged(digest, 'is missing from the store')
+    if (reader.size !== size) {
+      await reader.close()
+      throw damaged(digest, `has ${reader.size} bytes in the store in place of ${size}`)
+    }
+    return reader
+  }
+
+  /**
+   * Gives the repository a blob that another one holds, without any bytes sent. False when there is nothing to
+   * mount: missing and forbidden sources look the same (protocol UP-91, UP-93).
+   */
+  async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
+    if ((await this.#metadata.findBlob(repository, digest)) !== undefined) return true
+    const candidates =
+      source.from === undefined
+        ? await this.#metadata.listBlobRepositories(digest, mostMountSources)
+        : [source.from]
+    for (const from of candidates) {
+      if (source.mayPull(from) && (await this.#metadata.mountBlob(repository, digest, from, Date.now()))) {
+        return true
+      }
+    }
+    return false
+  }
+
+  /**
+   * Takes a blob out of the repository; other repositories keep it.
+   * @throws RegistryError BLOB_UNKNOWN, or UNSUPPORTED while a manifest of the repository needs it
+   */
+  async deleteBlob(repository: RepositoryName, digest: Digest): Promise<void> {
+    switch (await this.#metadata.unlinkBlob(repository, digest)) {
+      case 'unlinked':
+        return
+      case 'unknown':
+        throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
+      case 'in-use':
+        throw new RegistryError(
+          'UNSUPPORTED',
+          'a manifest of this repository needs the blob: delete the manifest first',
+          { detail: { digest } },
+        )
+    }
+  }
+}
+
+/** The metadata promise a blob that the store does not have: the log says which, the client may come again. */
+function damaged(digest: Digest, how: string): RegistryError {
+  return new RegistryError('UNAVAILABLE', 'the blob cannot be read: the log of the registry says more', {
+    cause: new Error(`blob ${digest} ${how}`),
+  })
+}

@@ -1,0 +1,46 @@
+import { Piscina } from 'piscina'
+import { type ErrorKind, RegistryError } from '../oci/errors.js'
+import { type ParsedManifest, parseManifest } from '../oci/manifest.js'
+
+/** Manifests up to this many bytes are parsed at once: it takes less than a millisecond. */
+const smallManifest = 64 * 1024
+
+/** Large manifests that may wait for the thread; more are refused (503). */
+const longestQueue = 64
+
+/** What a thread hands back: errors do not keep their class between threads. */
+export type ParseReply =
+  | { readonly ok: true; readonly manifest: ParsedManifest }
+  | { readonly ok: false; readonly kind: ErrorKind; readonly message: string }
+
+/** What a thread is handed. */
+export interface ParseRequest {
+  readonly bytes: Uint8Array
+  readonly contentType: string | undefined
+}
+
+/** Parses manifests; large ones on a thread, which starts with the first of them and goes when idle. */
+export class ManifestParser {
+  readonly #threads = new Piscina<ParseRequest, ParseReply>({
+    filename: new URL('./manifest-parser-thread.js', import.meta.url).href,
+    minThreads: 0,
+    maxThreads: 1,
+    maxQueue: longestQueue,
+    idleTimeout: 10_000,
+  })
+
+  /** @throws RegistryError MANIFEST_INVALID, or UNAVAILABLE when too many large manifests wait */
+  readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<ParsedManifest> => {
+    if (bytes.byteLength <= smallManifest) return parseManifest(bytes, contentType)
+    if (this.#threads.queueSize >= longestQueue) {
+      throw new RegistryError('UNAVAILABLE', 'too many large manifests at once', { retryAfter: 1 })
+    }
+    const reply = await this.#threads.run({ bytes, contentType })
+    if (!reply.ok) throw new RegistryError(reply.kind, reply.message)
+    return reply.manifest
+  }
+
+  close(): Promise<void> {
+    return this.#threads.close()
+  }
+}

@@ -1,0 +1,195 @@
+import type {
+  Condition,
+  ManifestHead,
+  MetadataStore,
+  Page,
+  Referrer,
+  StoredManifest,
+} from '../../storage/metadata-store.js'
+import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { ParsedManifest } from '../oci/manifest.js'
+import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/reference.js'
+
+export type { Condition, ManifestHead, Referrer }
+
+/** Tags that one push may set (protocol MF-21). */
+const mostTags = 100
+
+/** What the service is told. */
+export interface ManifestOptions {
+  /** Whether a repository takes manifests that name content it does not hold (protocol MF-10). */
+  readonly isSparse: (repository: RepositoryName) => boolean
+  /** Reads and checks a manifest; large ones away from the event loop. */
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+}
+
+/** A manifest as it was pushed. */
+export interface Push {
+  readonly repository: RepositoryName
+  readonly reference: Reference
+  /** Further tags to set, only with a digest as the reference (protocol MF-20). */
+  readonly tags: readonly string[]
+  readonly bytes: Uint8Array
+  readonly contentType: string | undefined
+  readonly condition: Condition | undefined
+}
+
+/** What a push has done. */
+export interface Pushed {
+  readonly digest: Digest
+  readonly subject: Digest | undefined
+  /** Tags set by `?tag=`. */
+  readonly tags: readonly Tag[]
+}
+
+/** Manifests, tags, referrers and the lists of them. */
+export class ManifestService {
+  readonly #metadata: MetadataStore
+  readonly #options: ManifestOptions
+
+  constructor(metadata: MetadataStore, options: ManifestOptions) {
+    this.#metadata = metadata
+    this.#options = options
+  }
+
+  /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  async getManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest> {
+    const manifest = await this.#metadata.findManifest(repository, reference)
+    return manifest ?? this.#unknown(repository, reference)
+  }
+
+  /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  async headManifest(repository: RepositoryName, reference: Reference): Promise<ManifestHead> {
+    const manifest = await this.#metadata.findManifestHead(repository, reference)
+    return manifest ?? this.#unknown(repository, reference)
+  }
+
+  async #unknown(repository: RepositoryName, reference: Reference): Promise<never> {
+    if (!(await this.#metadata.hasRepository(repository))) {
+      throw new RegistryError('NAME_UNKNOWN', undefined, { detail: { name: repository } })
+    }
+    throw new RegistryError('MANIFEST_UNKNOWN', undefined, { detail: describe(reference) })
+  }
+
+  /**
+   * Stores a manifest byte for byte, with its tags, in one transaction.
+   * @throws RegistryError MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN (an entry per missing digest), DIGEST_INVALID,
+   * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED
+   */
+  async putManifest(push: Push): Promise<Pushed> {
+    const { repository, reference, bytes } = push
+    const extraTags = readTags(push)
+    const digest = checkDigest(reference, bytes)
+    const parsed = await this.#options.parse(bytes, push.contentType)
+    const result = await this.#metadata.putManifest({
+      repository,
+      digest,
+      mediaType: parsed.mediaType,
+      bytes,
+      children: parsed.children,
+      subject: parsed.subject,
+      artifactType: parsed.artifactType,
+      annotations: parsed.annotations,
+      tags: reference.kind === 'tag' ? [reference.tag] : extraTags,
+      sparse: this.#options.isSparse(repository),
+      condition: push.condition,
+      now: Date.now(),
+    })
+    switch (result.outcome) {
+      case 'stored':
+        return { digest, subject: parsed.subject, tags: extraTags }
+      case 'condition-failed':
+        throw new RegistryError('PRECONDITION_FAILED')
+      case 'missing':
+        throw missingContent(result.digests)
+      case 'wrong-size':
+        throw new RegistryError(
+          'MANIFEST_INVALID',
+          `the manifest gives ${result.digest} another size than the ${result.size} bytes it has`,
+        )
+    }
+  }
+
+  /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  async deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
+    if (await this.#metadata.deleteTag(repository, tag)) return
+    await this.#unknown(repository, { kind: 'tag', tag })
+  }
+
+  /** Removes a manifest and every tag on it. @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  async deleteManifest(repository: RepositoryName, digest: Digest): Promise<void> {
+    if (await this.#metadata.deleteManifest(repository, digest)) return
+    await this.#unknown(repository, { kind: 'digest', digest })
+  }
+
+  /** Tags in byte order. @throws RegistryError NAME_UNKNOWN */
+  async listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {
+    const page = await this.#metadata.listTags(repository, after, limit)
+    if (page.names.length === 0 && !(await this.#metadata.hasRepository(repository))) {
+      throw new RegistryError('NAME_UNKNOWN', undefined, { detail: { name: repository } })
+    }
+    return page
+  }
+
+  /** Repositories that hold a manifest, in byte order. */
+  listRepositories(after: string, limit: number): Promise<Page> {
+    return this.#metadata.listRepositories(after, limit)
+  }
+
+  /** Repositories whose name holds the text, best match first. */
+  searchRepositories(text: string, limit: number): Promise<RepositoryName[]> {
+    return this.#metadata.searchRepositories(text, limit)
+  }
+
+  /** Referrers of a digest, oldest first; none is no error (protocol RF-01). */
+  listReferrers(
+    repository: RepositoryName,
+    subject: Digest,
+    artifactTypes: readonly string[],
+    after: number,
+    limit: number,
+  ): Promise<Referrer[]> {
+    return this.#metadata.listReferrers(repository, subject, artifactTypes, after, limit)
+  }
+}
+
+function readTags({ reference, tags }: Push): Tag[] {
+  if (tags.length === 0) return []
+  if (reference.kind === 'tag') {
+    throw new RegistryError('TAG_INVALID', 'tag parameters go with a digest in the path, not with a tag')
+  }
+  if (tags.length > mostTags) {
+    throw new RegistryError('TOO_MANY_TAGS', `at most ${mostTags} tags can be set in one request`)
+  }
+  return [...new Set(tags)].map(parseTag)
+}
+
+/** The digest the manifest is stored under: the client's own, or sha256 for a push by tag. */
+function checkDigest(reference: Reference, bytes: Uint8Array): Digest {
+  if (reference.kind === 'tag') return digestOf(bytes)
+  const actual = digestOf(bytes, algorithmOf(reference.digest))
+  if (actual !== reference.digest) {
+    throw new RegistryError('DIGEST_INVALID', 'the manifest has another digest than the one in the path', {
+      detail: { digest: reference.digest, received: actual },
+    })
+  }
+  return actual
+}
+
+/** At most this many entries: the reply must stay below what clients read (protocol G-09). */
+const mostEntries = 50
+
+function missingContent(digests: readonly Digest[]): RegistryError {
+  return new RegistryError('MANIFEST_BLOB_UNKNOWN', undefined, {
+    entries: digests.slice(0, mostEntries).map((digest) => ({
+      code: 'MANIFEST_BLOB_UNKNOWN',
+      message: `push ${digest} to this repository first`,
+      detail: digest,
+    })),
+  })
+}
+
+function describe(reference: Reference): unknown {
+  return reference.kind === 'tag' ? { tag: reference.tag } : { digest: reference.digest }
+}

@@ -1,0 +1,270 @@
+import { randomUUID } from 'node:crypto'
+import type { Readable } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { AppendResult, BlobStore } from '../../storage/blob-store.js'
+import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
+import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
+import { RegistryError, UploadRangeError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+
+/** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
+const turnPatience = 10_000
+
+/** Sessions that one round of expiry ends at once. */
+const expiryBatch = 500
+
+/** What the service is told. */
+export interface UploadOptions {
+  /** Begins every turn that this process takes, so that they can be given back when it dies. */
+  readonly holder: string
+  /** Sessions that may be open in one repository. */
+  readonly maxPerRepository: number
+  /** Bytes that a blob may have. */
+  readonly maxBlobSize: number
+}
+
+/** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
+export interface UploadKey {
+  readonly repository: RepositoryName
+  readonly id: string
+  readonly owner: string
+}
+
+/** A body on its way in. */
+export interface Chunk {
+  /** Undefined when the request has none. */
+  readonly body: Readable | undefined
+  /** First and last position, when the client says them (Content-Range). */
+  readonly range: { readonly start: number; readonly end: number } | undefined
+  /** Bytes, when the client says them (Content-Length). */
+  readonly length: number | undefined
+}
+
+/**
+ * Upload sessions: start, append, finish, cancel. A session is a row, so that every worker can go on with it
+ * and a restart forgets nothing.
+ */
+export class UploadService {
+  readonly #blobs: BlobStore
+  readonly #metadata: MetadataStore
+  readonly #options: UploadOptions
+
+  constructor(
+    stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore },
+    options: UploadOptions,
+  ) {
+    this.#blobs = stores.blobs
+    this.#metadata = stores.metadata
+    this.#options = options
+  }
+
+  /**
+   * Opens a session. Cheap: no file is made before the first byte (protocol UP-97).
+   * @returns its id, a UUID
+   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones
+   */
+  async startUpload(repository: RepositoryName, owner: string, algorithm: Algorithm): Promise<string> {
+    const id = randomUUID()
+    const limit = this.#options.maxPerRepository
+    if (!(await this.#metadata.startUpload({ id, repository, owner, algorithm }, limit, Date.now()))) {
+      throw new RegistryError('TOOMANYREQUESTS', `${limit} uploads are open in this repository already`, {
+        retryAfter: 60,
+      })
+    }
+    return id
+  }
+
+  /** Bytes that are stored. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
+  async statUpload(key: UploadKey): Promise<number> {
+    const upload = await this.#metadata.findUpload(key.id)
+    return this.#owned(upload, key).offset
+  }
+
+  /**
+   * Adds a chunk; what arrived of it before a broken connection is kept (protocol UP-48).
+   * @returns bytes stored now
+   * @throws UploadRangeError when the chunk does not start where the upload ends: the session goes on
+   * @throws RegistryError BLOB_UPLOAD_UNKNOWN, SIZE_INVALID, BLOB_TOO_LARGE
+   */
+  async appendChunk(key: UploadKey, chunk: Chunk): Promise<number> {
+    return this.#withTurn(key, async (upload, holder) => {
+      const appended = await this.#append(upload, chunk, upload.algorithm)
+      if (appended.failure === undefined) checkLength(upload, chunk, appended.size)
+      await this.#metadata.saveProgress(
+        key.id,
+        holder,
+        { offset: appended.size, digest: appended.digest },
+        Date.now(),
+      )
+      if (appended.failure !== undefined) throw brokenBody(appended.failure)
+      return appended.size
+    })
+  }
+
+  /**
+   * Adds the last chunk, if any, and makes the upload the blob of this digest. When the digest is not that of
+   * the bytes, the session and its bytes are gone (protocol UP-24).
+   * @throws UploadRangeError when the chunk does not start where the upload ends: the session goes on
+   * @throws RegistryError BLOB_UPLOAD_UNKNOWN, DIGEST_INVALID, SIZE_INVALID, BLOB_TOO_LARGE
+   */
+  async finishUpload(key: UploadKey, digest: Digest, chunk: Chunk): Promise<void> {
+    await this.#withTurn(key, async (upload, holder) => {
+      const complete = await this.#appendLast(upload, chunk, digest)
+      const actual =
+        complete.digest !== undefined && algorithmOf(complete.digest) === algorithmOf(digest)
+          ? complete.digest
+          : await this.#blobs.digestUpload(key.id, algorithmOf(digest), complete.size)
+      if (actual !== digest) {
+        await this.#drop(key.id, holder)
+        throw new RegistryError(
+          'DIGEST_INVALID',
+          'the bytes that arrived have another digest: push them again',
+          {
+            detail: { digest, received: actual },
+          },
+        )
+      }
+      await this.#blobs.commit(key.id, digest, complete.size)
+      const blob = { digest, size: complete.size }
+      if (!(await this.#metadata.finishUpload(key.id, holder, blob, Date.now()))) {
+        throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      }
+    })
+  }
+
+  /**
+   * Stores a whole blob in one request (protocol UP-22).
+   * @throws as {@link finishUpload}; nothing is left behind then
+   */
+  async putBlob(repository: RepositoryName, owner: string, digest: Digest, chunk: Chunk): Promise<void> {
+    const id = await this.startUpload(repository, owner, algorithmOf(digest))
+    try {
+      await this.finishUpload({ repository, id, owner }, digest, chunk)
+    } catch (error) {
+      if (await this.#metadata.removeUpload(id, undefined)) await this.#blobs.discard(id)
+      throw error
+    }
+  }
+
+  /** Ends a session and frees its bytes. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
+  async cancelUpload(key: UploadKey): Promise<void> {
+    await this.#withTurn(key, (_upload, holder) => this.#drop(key.id, holder))
+  }
+
+  /**
+   * Ends sessions that nobody used since `before` (milliseconds since 1970), and removes bytes that no session
+   * claims.
+   * @returns the number of sessions ended
+   */
+  async expireUploads(before: number): Promise<number> {
+    let count = 0
+    let ids: string[]
+    do {
+      ids = await this.#metadata.expireUploads(before, expiryBatch)
+      for (const id of ids) await this.#blobs.discard(id)
+      count += ids.length
+    } while (ids.length === expiryBatch)
+    for (const id of await this.#blobs.listUploads()) {
+      // A file outlives its row only by a crash: the row always goes first.
+      if ((await this.#metadata.findUpload(id)) === undefined) await this.#blobs.discard(id)
+    }
+    return count
+  }
+
+  /** Runs one step on an upload while nobody else can, whichever worker they reach (protocol UP-47). */
+  async #withTurn<T>(key: UploadKey, step: (upload: Upload, holder: string) => Promise<T>): Promise<T> {
+    const holder = `${this.#options.holder}${randomUUID()}`
+    const upload = await this.#takeTurn(key, holder)
+    try {
+      return await step(upload, holder)
+    } catch (error) {
+      await this.#afterFailure(key.id, holder, error)
+      throw error
+    }
+  }
+
+  /** An upload whose bytes are lost is over; every other one waits for the client's next try. */
+  async #afterFailure(id: string, holder: string, error: unknown): Promise<void> {
+    const isLost = error instanceof RegistryError && error.kind === 'BLOB_UPLOAD_UNKNOWN'
+    try {
+      if (isLost) await this.#drop(id, holder)
+      else await this.#metadata.releaseTurn(id, holder)
+    } catch {
+      // The step's own failure is the one to report. A turn that stays taken is given back at the next start.
+    }
+  }
+
+  async #takeTurn(key: UploadKey, holder: string): Promise<Upload> {
+    this.#owned(await this.#metadata.findUpload(key.id), key)
+    const deadline = performance.now() + turnPatience
+    for (let pause = 5; ; pause = Math.min(pause * 2, 100)) {
+      const taken = await this.#metadata.takeTurn(key.id, holder)
+      if (taken === 'unknown') throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      if (taken !== 'busy') return taken
+      if (performance.now() > deadline) {
+        const upload = this.#owned(await this.#metadata.findUpload(key.id), key)
+        throw new UploadRangeError(upload, 'another request is writing to this upload')
+      }
+      await delay(pause)
+    }
+  }
+
+  #owned(upload: Upload | undefined, key: UploadKey): Upload {
+    if (upload === undefined || upload.repository !== key.repository || upload.owner !== key.owner) {
+      throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+    }
+    return upload
+  }
+
+  async #append(upload: Upload, chunk: Chunk, algorithm: Algorithm): Promise<AppendResult> {
+    const limit = this.#options.maxBlobSize
+    checkRange(upload, chunk)
+    if (upload.offset + (chunk.length ?? 0) > limit) throw new RegistryError('BLOB_TOO_LARGE')
+    if (chunk.body === undefined && upload.offset > 0) {
+      return { size: upload.offset, digest: upload.digest, failure: undefined }
+    }
+    return this.#blobs.append(upload.id, chunk.body, { offset: upload.offset, limit, algorithm })
+  }
+
+  /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */
+  async #appendLast(upload: Upload, chunk: Chunk, digest: Digest): Promise<AppendResult> {
+    const algorithm = upload.offset === 0 ? algorithmOf(digest) : upload.algorithm
+    const appended = await this.#append(upload, chunk, algorithm)
+    if (appended.failure !== undefined) throw brokenBody(appended.failure)
+    checkLength(upload, chunk, appended.size)
+    return appended
+  }
+
+  async #drop(id: string, holder: string): Promise<void> {
+    if (await this.#metadata.removeUpload(id, holder)) await this.#blobs.discard(id)
+  }
+}
+
+/** A chunk must start exactly where the upload ends (protocol UP-42) and be as long as it says (UP-43). */
+function checkRange(upload: Upload, { range, length }: Chunk): void {
+  if (range === undefined) return
+  if (range.end < range.start || (length !== undefined && range.end - range.start + 1 !== length)) {
+    throw new UploadRangeError(upload, 'Content-Range does not fit Content-Length')
+  }
+  if (range.start !== upload.offset) {
+    throw new UploadRangeError(
+      upload,
+      `the chunk starts at ${range.start}, but the upload ends at ${upload.offset}`,
+    )
+  }
+}
+
+/** For bodies without a length the range is compared when they have arrived; too much or too little is undone. */
+function checkLength(upload: Upload, { range }: Chunk, size: number): void {
+  if (range !== undefined && size !== range.end + 1) {
+    throw new UploadRangeError(
+      upload,
+      `the body has ${size - upload.offset} bytes, which is not what Content-Range says`,
+    )
+  }
+}
+
+function brokenBody(failure: Error): RegistryError {
+  if (failure instanceof RegistryError) return failure
+  return new RegistryError('SIZE_INVALID', 'the body ended before it was complete', { cause: failure })
+}

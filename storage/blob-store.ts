@@ -1,0 +1,68 @@
+import type { Readable, Writable } from 'node:stream'
+import type { Algorithm, Digest } from '../src/oci/digest.js'
+
+/** How one append to an upload ended. Everything up to `size` is durable. */
+export interface AppendResult {
+  /** Bytes of the upload that are stored, the ones before this append included. */
+  readonly size: number
+  /** Digest of all those bytes, where it is known without reading them again. */
+  readonly digest: Digest | undefined
+  /** Why the body ended early (the client left, it stalled): what came before is kept. */
+  readonly failure: Error | undefined
+}
+
+/** What an append is told. */
+export interface AppendOptions {
+  /** Where the upload ends, as the metadata say: bytes beyond it are left-overs and are dropped. */
+  readonly offset: number
+  /** Bytes that the whole upload may have at most. */
+  readonly limit: number
+  /** The algorithm that the digest is likely to be asked in. */
+  readonly algorithm: Algorithm
+}
+
+/** An opened blob. */
+export interface BlobReader {
+  /** Bytes. */
+  readonly size: number
+  /**
+   * Writes the bytes `start` … `end` (inclusive) to the sink as fast as it takes them, in bounded memory. Does
+   * not end the sink.
+   * @throws when the sink closes early, or when the store holds fewer bytes than it should
+   */
+  copyTo(sink: Writable, start: number, end: number): Promise<void>
+  close(): Promise<void>
+}
+
+/**
+ * Bytes by digest, and the bytes of uploads under way. Knows no repository, no tag and no right.
+ *
+ * The caller holds an upload's turn (see MetadataStore.takeTurn) while it appends to, commits or discards it.
+ * A driver must make every promise durable before it resolves: no power cut may undo it.
+ */
+export interface BlobStore {
+  /**
+   * Adds a body to an upload and makes it durable.
+   * @throws RegistryError BLOB_UPLOAD_UNKNOWN when fewer bytes than `offset` are stored: the upload is lost
+   * @throws RegistryError BLOB_TOO_LARGE when the body passes the limit: the upload is back at `offset`
+   * @throws RegistryError STORAGE_FULL or UNAVAILABLE: the upload is back at `offset`, or lost
+   */
+  append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult>
+  /** Reads an upload's first `size` bytes and returns their digest. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
+  digestUpload(uploadId: string, algorithm: Algorithm, size: number): Promise<Digest>
+  /**
+   * Makes an upload of `size` bytes, whose digest the caller has checked, the blob of that digest, durably. A
+   * blob that is there already is replaced by the same bytes.
+   * @throws RegistryError BLOB_UPLOAD_UNKNOWN when the upload is lost, STORAGE_FULL or UNAVAILABLE
+   */
+  commit(uploadId: string, digest: Digest, size: number): Promise<void>
+  /** Forgets an upload's bytes; nothing happens when there are none. */
+  discard(uploadId: string): Promise<void>
+  /** Uploads that hold bytes. */
+  listUploads(): Promise<string[]>
+  /** Opens a blob; undefined when the store does not have it. */
+  open(digest: Digest): Promise<BlobReader | undefined>
+  /** Proves that the store can be read and written. @throws RegistryError STORAGE_FULL or UNAVAILABLE */
+  check(): Promise<void>
+  close(): Promise<void>
+}

@@ -1,0 +1,104 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdir, open, statfs } from 'node:fs/promises'
+import { join } from 'node:path'
+import { prepareFsBlobStore } from './fs-blob-store.js'
+import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
+import { prepareSqlite } from './sqlite-metadata-store.js'
+
+/** Milliseconds that a start waits for the workers of a server that has just died. */
+const workersPatience = 10_000
+
+/** Filesystems whose locks and syncs cannot be relied on, by their magic number (reliability R27). */
+const networkFilesystems = new Map([
+  [0x6969, 'NFS'],
+  [0xff534d42, 'CIFS'],
+  [0xfe534d42, 'SMB'],
+  [0x65735546, 'FUSE'],
+])
+
+/** Where the parts of a data folder are. */
+export function dataPaths(root: string) {
+  return {
+    database: join(root, 'boathouse.db'),
+    serverLock: join(root, 'server.lock'),
+    workersLock: join(root, 'workers.lock'),
+    processId: join(root, 'server.pid'),
+  }
+}
+
+/** Another server runs on the data folder. */
+export class DataFolderInUseError extends Error {
+  override readonly name = 'DataFolderInUseError'
+}
+
+/** A data folder that this server alone may use. */
+export interface DataFolder {
+  /** Says what its filesystem cannot promise; undefined when all is well. */
+  readonly warning: string | undefined
+  release(): void
+}
+
+/**
+ * Takes the data folder for this server: locks it, makes what is missing, brings the schema up to date.
+ * @throws DataFolderInUseError, NewerSchemaError, or the system's error
+ */
+export async function takeDataFolder(root: string): Promise<DataFolder> {
+  await mkdir(root, { recursive: true, mode: 0o700 })
+  const paths = dataPaths(root)
+  const lock = lockServer(root)
+  try {
+    // Workers outlive a killed server by a moment: none may still write when the new one begins.
+    lockFile(paths.workersLock, 'exclusive', workersPatience).release()
+    writeFileSync(paths.processId, `${process.pid}\n`)
+    await prepareFsBlobStore(root)
+    prepareSqlite(paths.database)
+    await syncDirectory(root)
+    return { warning: await filesystemWarning(root), release: () => lock.release() }
+  } catch (error) {
+    lock.release()
+    throw error instanceof LockedError ? inUse(root) : error
+  }
+}
+
+/** Taken by each worker, so that a new server waits for the workers of a dead one. */
+export function joinDataFolder(root: string): Lock {
+  return lockFile(dataPaths(root).workersLock, 'shared', workersPatience)
+}
+
+function lockServer(root: string): Lock {
+  try {
+    return lockFile(dataPaths(root).serverLock, 'exclusive', 0)
+  } catch (error) {
+    throw error instanceof LockedError ? inUse(root) : error
+  }
+}
+
+function inUse(root: string): DataFolderInUseError {
+  return new DataFolderInUseError(
+    `Another Boathouse${runningProcess(root)} is using the data folder ${root}: stop it first, or start this one with another --data.`,
+  )
+}
+
+function runningProcess(root: string): string {
+  try {
+    return ` (process ${readFileSync(dataPaths(root).processId, 'utf8').trim().slice(0, 20)})`
+  } catch {
+    return ''
+  }
+}
+
+async function filesystemWarning(root: string): Promise<string | undefined> {
+  const { type } = await statfs(root)
+  const name = networkFilesystems.get(type)
+  if (name === undefined) return undefined
+  return `the data folder is on ${name}: locks and syncs cannot be relied on there, use a local disk`
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}

@@ -1,0 +1,296 @@
+import { createHash, type Hash, randomUUID } from 'node:crypto'
+import { constants } from 'node:fs'
+import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Readable } from 'node:stream'
+import { type Algorithm, algorithmOf, type Digest, digestSoFar, encodedOf } from '../src/oci/digest.js'
+import { RegistryError } from '../src/oci/errors.js'
+import { pumpToFile } from './batch-writer.js'
+import type { AppendOptions, AppendResult, BlobReader, BlobStore } from './blob-store.js'
+import { DirectorySync } from './directory-sync.js'
+import { errorCode, toStorageError } from './errors.js'
+import { openFileReader } from './file-reader.js'
+
+const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
+
+/** Running hashes kept between two appends to one upload, so that the first bytes are not read again. */
+const mostHashes = 1000
+
+/** Bytes read at once when an upload is hashed from its file. */
+const hashBufferSize = 1024 * 1024
+
+interface RunningHash {
+  readonly algorithm: Algorithm
+  readonly offset: number
+  readonly hash: Hash
+}
+
+/** Where everything is in the data folder: no other place makes a path. */
+class Layout {
+  readonly blobs: string
+  readonly uploads: string
+
+  constructor(root: string) {
+    this.blobs = join(root, 'blobs')
+    this.uploads = join(root, 'uploads')
+  }
+
+  upload(id: string): string {
+    return join(this.uploads, id)
+  }
+
+  blobDirectory(digest: Digest): string {
+    return join(this.blobs, algorithmOf(digest), encodedOf(digest).slice(0, 2))
+  }
+
+  blob(digest: Digest): string {
+    return join(this.blobDirectory(digest), encodedOf(digest))
+  }
+}
+
+/**
+ * Makes the folders of the blob store, durably, and checks that uploads and blobs lie on one filesystem. All
+ * fan-out folders are made now, so that no push waits for one. To be called before the store is opened, by one
+ * process alone.
+ */
+export async function prepareFsBlobStore(root: string): Promise<void> {
+  const layout = new Layout(root)
+  await makeDirectories(layout.uploads, [])
+  const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
+  await makeDirectories(join(layout.blobs, 'sha256'), leaves)
+  await makeDirectories(join(layout.blobs, 'sha512'), leaves)
+  await syncDirectories([layout.blobs, root])
+  const [uploads, blobs] = await Promise.all([stat(layout.uploads), stat(layout.blobs)])
+  if (uploads.dev !== blobs.dev) {
+    throw new Error(`${layout.uploads} and ${layout.blobs} must lie on one filesystem`)
+  }
+}
+
+async function makeDirectories(parent: string, names: readonly string[]): Promise<void> {
+  await mkdir(parent, { recursive: true })
+  const present = new Set(await readdir(parent))
+  const missing = names.filter((name) => !present.has(name))
+  await Promise.all(missing.map((name) => mkdir(join(parent, name), { recursive: true })))
+  if (missing.length > 0) await syncDirectories([parent])
+}
+
+async function syncDirectories(directories: readonly string[]): Promise<void> {
+  for (const directory of directories) {
+    const handle = await open(directory, 'r')
+    try {
+      await handle.sync()
+    } finally {
+      await handle.close()
+    }
+  }
+}
+
+/** Opens the driver that keeps blobs as files below `root`; {@link prepareFsBlobStore} has made the folders. */
+export function openFsBlobStore(root: string): BlobStore {
+  return new FsBlobStore(root)
+}
+
+class FsBlobStore implements BlobStore {
+  readonly #layout: Layout
+  readonly #directories = new DirectorySync()
+  readonly #hashes = new Map<string, RunningHash>()
+
+  constructor(root: string) {
+    this.#layout = new Layout(root)
+  }
+
+  async append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult> {
+    const running = this.#takeHash(uploadId, options)
+    const file = await this.#openUpload(uploadId, options.offset)
+    try {
+      // The new file's entry is synced while the body comes in.
+      const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
+      entry?.catch(() => undefined)
+      const pumped = await this.#pump(body, file, options, running?.hash)
+      await this.#syncFile(uploadId, file)
+      await entry
+      return this.#appended(uploadId, options, pumped, running?.hash)
+    } catch (error) {
+      // A full disk gets its room back. When even that fails, the next append drops what is beyond its offset.
+      await file.truncate(options.offset).catch(() => undefined)
+      throw toStorageError(error)
+    } finally {
+      await file.close()
+    }
+  }
+
+  /**
+   * After a failed sync the kernel may have dropped the pages and call them clean: a second sync would succeed
+   * and prove nothing. So the upload is given up (reliability R52).
+   */
+  async #syncFile(uploadId: string, file: FileHandle): Promise<void> {
+    try {
+      await file.datasync()
+    } catch (error) {
+      await this.discard(uploadId)
+      throw error
+    }
+  }
+
+  async #pump(
+    body: Readable | undefined,
+    file: FileHandle,
+    options: AppendOptions,
+    hash: Hash | undefined,
+  ): Promise<{ position: number; failure: Error | undefined }> {
+    if (body === undefined) return { position: options.offset, failure: undefined }
+    const pumped = await pumpToFile(body, file, {
+      position: options.offset,
+      limit: options.limit,
+      onChunk: (chunk) => hash?.update(chunk),
+    })
+    if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
+    return pumped
+  }
+
+  #appended(
+    uploadId: string,
+    options: AppendOptions,
+    pumped: { position: number; failure: Error | undefined },
+    hash: Hash | undefined,
+  ): AppendResult {
+    const { position: size, failure } = pumped
+    if (hash === undefined) return { size, digest: undefined, failure }
+    this.#keepHash(uploadId, { algorithm: options.algorithm, offset: size, hash })
+    return { size, digest: digestSoFar(hash, options.algorithm), failure }
+  }
+
+  /** Opens an upload's file at exactly `offset` bytes; makes it when the upload is empty. */
+  async #openUpload(uploadId: string, offset: number): Promise<FileHandle> {
+    let file: FileHandle
+    try {
+      file = await open(
+        this.#layout.upload(uploadId),
+        O_RDWR | O_NOFOLLOW | (offset === 0 ? O_CREAT : 0),
+        0o640,
+      )
+    } catch (error) {
+      throw lostOr(error)
+    }
+    try {
+      const { size } = await file.stat()
+      if (size < offset) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      if (size > offset) await file.truncate(offset)
+      return file
+    } catch (error) {
+      await file.close()
+      throw toStorageError(error)
+    }
+  }
+
+  async digestUpload(uploadId: string, algorithm: Algorithm, size: number): Promise<Digest> {
+    const kept = this.#hashes.get(uploadId)
+    const isUsable = kept?.algorithm === algorithm && kept.offset <= size
+    const hash = isUsable ? kept.hash.copy() : createHash(algorithm)
+    let file: FileHandle
+    try {
+      file = await open(this.#layout.upload(uploadId), O_RDONLY | O_NOFOLLOW)
+    } catch (error) {
+      throw lostOr(error)
+    }
+    try {
+      await hashFile(file, hash, isUsable ? kept.offset : 0, size)
+      return digestSoFar(hash, algorithm)
+    } catch (error) {
+      throw toStorageError(error)
+    } finally {
+      await file.close()
+    }
+  }
+
+  async commit(uploadId: string, digest: Digest, size: number): Promise<void> {
+    this.#hashes.delete(uploadId)
+    const from = this.#layout.upload(uploadId)
+    try {
+      const stored = await stat(from)
+      if (stored.size !== size) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      await rename(from, this.#layout.blob(digest))
+      await this.#directories.sync(this.#layout.blobDirectory(digest))
+    } catch (error) {
+      throw lostOr(error)
+    }
+  }
+
+  async discard(uploadId: string): Promise<void> {
+    this.#hashes.delete(uploadId)
+    await removeFile(this.#layout.upload(uploadId))
+  }
+
+  async listUploads(): Promise<string[]> {
+    return readdir(this.#layout.uploads)
+  }
+
+  async open(digest: Digest): Promise<BlobReader | undefined> {
+    try {
+      return await openFileReader(this.#layout.blob(digest), O_RDONLY | O_NOFOLLOW)
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  async check(): Promise<void> {
+    const path = this.#layout.upload(`check-${randomUUID()}`)
+    try {
+      const file = await open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o640)
+      try {
+        await file.write('check')
+      } finally {
+        await file.close()
+        await removeFile(path)
+      }
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#hashes.clear()
+    await this.#directories.close()
+  }
+
+  /** The running hash of the bytes before `offset`, if this process saw them all. */
+  #takeHash(uploadId: string, options: AppendOptions): { hash: Hash } | undefined {
+    const kept = this.#hashes.get(uploadId)
+    if (kept?.algorithm === options.algorithm && kept.offset === options.offset) {
+      return { hash: kept.hash.copy() }
+    }
+    return options.offset === 0 ? { hash: createHash(options.algorithm) } : undefined
+  }
+
+  #keepHash(uploadId: string, running: RunningHash): void {
+    this.#hashes.delete(uploadId)
+    this.#hashes.set(uploadId, running)
+    if (this.#hashes.size <= mostHashes) return
+    const [oldest] = this.#hashes.keys()
+    if (oldest !== undefined) this.#hashes.delete(oldest)
+  }
+}
+
+async function hashFile(file: FileHandle, hash: Hash, start: number, end: number): Promise<void> {
+  const buffer = Buffer.allocUnsafeSlow(Math.min(hashBufferSize, Math.max(1, end - start)))
+  let position = start
+  while (position < end) {
+    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, end - position), position)
+    if (bytesRead === 0) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+    hash.update(buffer.subarray(0, bytesRead))
+    position += bytesRead
+  }
+}
+
+async function removeFile(path: string): Promise<void> {
+  try {
+    await unlink(path)
+  } catch (error) {
+    if (errorCode(error) !== 'ENOENT') throw toStorageError(error)
+  }
+}
+
+/** A missing upload file means that the upload is lost; everything else is the disk's. */
+function lostOr(error: unknown): RegistryError {
+  return errorCode(error) === 'ENOENT' ? new RegistryError('BLOB_UPLOAD_UNKNOWN') : toStorageError(error)
+}

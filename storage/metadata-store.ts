@@ -1,0 +1,179 @@
+import type { Algorithm, Digest } from '../src/oci/digest.js'
+import type { Child } from '../src/oci/manifest.js'
+import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
+
+/** An upload session. Times are milliseconds since 1970. */
+export interface Upload {
+  readonly id: string
+  readonly repository: RepositoryName
+  /** Name of the identity that opened it: '' is anonymous. */
+  readonly owner: string
+  readonly algorithm: Algorithm
+  /** Bytes stored and acknowledged. */
+  readonly offset: number
+  /** Digest of those bytes in `algorithm`, where it is known. */
+  readonly digest: Digest | undefined
+}
+
+/** A manifest's head: all that HEAD tells. */
+export interface ManifestHead {
+  readonly digest: Digest
+  readonly mediaType: string
+  /** Bytes. */
+  readonly size: number
+}
+
+/** A stored manifest with its bytes, exactly as they were pushed. */
+export interface StoredManifest extends ManifestHead {
+  readonly bytes: Uint8Array
+}
+
+/** A manifest to store, already parsed and checked by itself. */
+export interface NewManifest {
+  readonly repository: RepositoryName
+  readonly digest: Digest
+  readonly mediaType: string
+  readonly bytes: Uint8Array
+  readonly children: readonly Child[]
+  readonly subject: Digest | undefined
+  readonly artifactType: string | undefined
+  readonly annotations: Readonly<Record<string, string>> | undefined
+  /** Tags that shall point at it afterwards. */
+  readonly tags: readonly Tag[]
+  /** Whether children that the repository does not hold are accepted. */
+  readonly sparse: boolean
+  /** Only store when the (first) tag, or the manifest itself, is in this state now. */
+  readonly condition: Condition | undefined
+  readonly now: number
+}
+
+/** A conditional write: `If-Match` (one of these digests, or any) or `If-None-Match` (none of these, or nothing). */
+export interface Condition {
+  readonly mode: 'match' | 'none-match'
+  readonly digests: readonly string[] | 'any'
+}
+
+/** What became of a manifest to store. */
+export type PutManifestResult =
+  | { readonly outcome: 'stored' }
+  | { readonly outcome: 'condition-failed' }
+  /** Required children that the repository does not hold. */
+  | { readonly outcome: 'missing'; readonly digests: readonly Digest[] }
+  /** A child whose stored size is another than the manifest says. */
+  | { readonly outcome: 'wrong-size'; readonly digest: Digest; readonly size: number }
+
+/** One line of a referrers list. */
+export interface Referrer extends ManifestHead {
+  /** Place in the list, for paging. */
+  readonly position: number
+  readonly artifactType: string | undefined
+  readonly annotations: Readonly<Record<string, string>> | undefined
+}
+
+/** A page of names in byte order, and whether more follow. */
+export interface Page {
+  readonly names: readonly string[]
+  readonly more: boolean
+}
+
+/** Totals for the metrics. */
+export interface Totals {
+  readonly blobs: number
+  readonly blobBytes: number
+  readonly openUploads: number
+  /** Bytes of the metadata on disk. */
+  readonly metadataBytes: number
+}
+
+/**
+ * Names and relations: repositories, links to blobs, manifests with their bytes, tags, upload sessions.
+ *
+ * One method is one use case is one transaction: it happens whole or not at all, and what it resolved is
+ * durable (only the opening of an upload and its turn are not: nothing is lost with them). Every decision that
+ * two servers could take at once is taken inside one of these methods.
+ *
+ * Each method may throw RegistryError UNAVAILABLE (locked for too long, disk failing) or STORAGE_FULL: then it
+ * did not happen.
+ */
+export interface MetadataStore {
+  // Blobs
+
+  /** Size in bytes of a blob that the repository links; undefined when it does not. */
+  findBlob(repository: RepositoryName, digest: Digest): Promise<number | undefined>
+  /** Repositories that link the blob, at most `limit`. */
+  listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]>
+  /** Gives `repository` the right to a blob that `from` links. False when `from` does not (any more). */
+  mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): Promise<boolean>
+  /** Takes the repository's right to a blob away, unless a manifest of the repository needs it. */
+  unlinkBlob(repository: RepositoryName, digest: Digest): Promise<'unlinked' | 'unknown' | 'in-use'>
+
+  // Upload sessions
+
+  /** Opens a session, unless the repository has `limit` open ones. */
+  startUpload(
+    upload: Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'>,
+    limit: number,
+    now: number,
+  ): Promise<boolean>
+  findUpload(id: string): Promise<Upload | undefined>
+  /**
+   * Takes the upload's turn: until it is given back nobody else appends to it, on any worker. The turn dies
+   * with its holder (see {@link releaseTurns}), never by the clock.
+   */
+  takeTurn(id: string, holder: string): Promise<Upload | 'busy' | 'unknown'>
+  /** Records how far an upload got, and gives the turn back. */
+  saveProgress(
+    id: string,
+    holder: string,
+    progress: { readonly offset: number; readonly digest: Digest | undefined },
+    now: number,
+  ): Promise<boolean>
+  /** Gives the turn back, with nothing changed. */
+  releaseTurn(id: string, holder: string): Promise<void>
+  /** Gives back every turn whose holder begins with this text: those holders are dead. */
+  releaseTurns(holderPrefix: string): Promise<void>
+  /** The bytes are a blob now: records it, links it to the repository and ends the session. */
+  finishUpload(
+    id: string,
+    holder: string,
+    blob: { readonly digest: Digest; readonly size: number },
+    now: number,
+  ): Promise<boolean>
+  /** Ends a session. False when there is none, or when somebody else has its turn. */
+  removeUpload(id: string, holder: string | undefined): Promise<boolean>
+  /** Ends sessions that were last used before this time and whose turn is free; returns their ids. */
+  expireUploads(before: number, limit: number): Promise<string[]>
+
+  // Manifests and tags
+
+  hasRepository(repository: RepositoryName): Promise<boolean>
+  findManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest | undefined>
+  findManifestHead(repository: RepositoryName, reference: Reference): Promise<ManifestHead | undefined>
+  putManifest(manifest: NewManifest): Promise<PutManifestResult>
+  /** Removes one tag. */
+  deleteTag(repository: RepositoryName, tag: Tag): Promise<boolean>
+  /** Removes a manifest and every tag that points at it. */
+  deleteManifest(repository: RepositoryName, digest: Digest): Promise<boolean>
+
+  // Lists: `after` is exclusive, the order is by bytes
+
+  listTags(repository: RepositoryName, after: string, limit: number): Promise<Page>
+  listRepositories(after: string, limit: number): Promise<Page>
+  /** Repositories whose name holds the text: an equal name first, then names that begin with it, then others. */
+  searchRepositories(text: string, limit: number): Promise<RepositoryName[]>
+  /** Manifests of the repository whose subject is this one, oldest first. */
+  listReferrers(
+    repository: RepositoryName,
+    subject: Digest,
+    artifactTypes: readonly string[],
+    after: number,
+    limit: number,
+  ): Promise<Referrer[]>
+
+  // Operation
+
+  totals(): Promise<Totals>
+  /** Proves that the store can be read and written. */
+  check(): Promise<void>
+  close(): Promise<void>
+}

@@ -1,0 +1,128 @@
+import type { Database } from 'better-sqlite3'
+
+/** One step of the schema. Steps are never changed once released: a new one is added at the end. */
+interface Migration {
+  readonly version: number
+  readonly sql: string
+}
+
+/*
+ * Digests are kept as text: readable in any SQLite shell, and the tables that repeat them often point at a row
+ * by its id instead. `bytes` is the last column of `manifest` so that a query for the other columns does not
+ * touch its pages. Times are milliseconds since 1970.
+ */
+const migrations: readonly Migration[] = [
+  {
+    version: 1,
+    sql: `
+      CREATE TABLE repository (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE blob (
+        id INTEGER PRIMARY KEY,
+        digest TEXT NOT NULL UNIQUE,
+        size INTEGER NOT NULL CHECK (size >= 0),
+        created_at INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE blob_link (
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        blob_id INTEGER NOT NULL REFERENCES blob (id),
+        linked_at INTEGER NOT NULL,
+        PRIMARY KEY (repository_id, blob_id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX blob_link_by_blob ON blob_link (blob_id);
+
+      CREATE TABLE manifest (
+        id INTEGER PRIMARY KEY,
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        digest TEXT NOT NULL,
+        media_type TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        subject TEXT,
+        artifact_type TEXT,
+        annotations TEXT,
+        created_at INTEGER NOT NULL,
+        bytes BLOB NOT NULL,
+        UNIQUE (repository_id, digest)
+      ) STRICT;
+      CREATE INDEX manifest_by_subject ON manifest (repository_id, subject, id) WHERE subject IS NOT NULL;
+
+      CREATE TABLE manifest_child (
+        repository_id INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        manifest_id INTEGER NOT NULL REFERENCES manifest (id) ON DELETE CASCADE,
+        role TEXT NOT NULL CHECK (role IN ('blob', 'manifest')),
+        PRIMARY KEY (repository_id, digest, manifest_id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX manifest_child_by_manifest ON manifest_child (manifest_id);
+
+      CREATE TABLE tag (
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        name TEXT NOT NULL,
+        manifest_id INTEGER NOT NULL REFERENCES manifest (id) ON DELETE CASCADE,
+        updated_at INTEGER NOT NULL,
+        PRIMARY KEY (repository_id, name)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX tag_by_manifest ON tag (manifest_id);
+
+      CREATE TABLE upload (
+        id TEXT PRIMARY KEY,
+        repository TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        algorithm TEXT NOT NULL,
+        offset INTEGER NOT NULL CHECK (offset >= 0),
+        digest TEXT,
+        holder TEXT,
+        started_at INTEGER NOT NULL,
+        used_at INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX upload_by_repository ON upload (repository);
+      CREATE INDEX upload_by_use ON upload (used_at);
+
+      CREATE TABLE total (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        blobs INTEGER NOT NULL,
+        blob_bytes INTEGER NOT NULL
+      ) STRICT;
+      INSERT INTO total VALUES (1, 0, 0);
+      CREATE TRIGGER blob_added AFTER INSERT ON blob BEGIN
+        UPDATE total SET blobs = blobs + 1, blob_bytes = blob_bytes + new.size;
+      END;
+      CREATE TRIGGER blob_removed AFTER DELETE ON blob BEGIN
+        UPDATE total SET blobs = blobs - 1, blob_bytes = blob_bytes - old.size;
+      END;
+    `,
+  },
+]
+
+/** The schema that this version of the program reads and writes. */
+export const schemaVersion = migrations.length
+
+/** The data folder was written by a newer version of the program. */
+export class NewerSchemaError extends Error {
+  override readonly name = 'NewerSchemaError'
+}
+
+/**
+ * Brings a database to {@link schemaVersion}, each step in a transaction of its own together with its number:
+ * an interruption leaves the database at a version, never between two.
+ * @throws NewerSchemaError, with nothing changed
+ */
+export function migrate(db: Database): void {
+  const current = Number(db.pragma('user_version', { simple: true }))
+  if (current > schemaVersion) {
+    throw new NewerSchemaError(
+      `the data folder has schema version ${current}, but this program knows versions up to ${schemaVersion}: start a newer Boathouse on it`,
+    )
+  }
+  for (const { version, sql } of migrations.slice(current)) {
+    db.transaction(() => {
+      db.exec(sql)
+      db.pragma(`user_version = ${version}`)
+    }).immediate()
+  }
+}

@@ -1,0 +1,53 @@
+import Database from 'better-sqlite3'
+
+/** The WAL-reset bug is fixed from here on (reliability R55). */
+const oldestSqlite = [3, 51, 3] as const
+
+/** Milliseconds that a connection waits for another process's write. */
+const busyTimeout = 5000
+
+/**
+ * Opens the database with the settings that the promises of storage/README.md rest on.
+ * @param role a writer syncs the log at each commit; a reader cannot write at all
+ */
+export function openDatabase(path: string, role: 'reader' | 'writer'): Database.Database {
+  const db = new Database(path, { timeout: busyTimeout })
+  try {
+    db.pragma('journal_mode = WAL')
+    db.pragma('synchronous = FULL')
+    db.pragma('foreign_keys = ON')
+    db.pragma('trusted_schema = OFF')
+    db.pragma('journal_size_limit = 67108864')
+    db.pragma('cache_size = -8192')
+    if (role === 'reader') db.pragma('query_only = ON')
+    assertSettings(db)
+    return db
+  } catch (error) {
+    db.close()
+    throw error
+  }
+}
+
+/** The driver's own default is synchronous=NORMAL in WAL mode, which loses commits in a power cut. */
+function assertSettings(db: Database.Database): void {
+  const actual = {
+    journal: db.pragma('journal_mode', { simple: true }),
+    synchronous: db.pragma('synchronous', { simple: true }),
+    foreignKeys: db.pragma('foreign_keys', { simple: true }),
+  }
+  if (actual.journal !== 'wal' || actual.synchronous !== 2 || actual.foreignKeys !== 1) {
+    throw new Error(`SQLite does not keep the settings it was given: ${JSON.stringify(actual)}`)
+  }
+  const version = String(db.prepare('SELECT sqlite_version()').pluck().get())
+  if (isOlder(version.split('.').map(Number), oldestSqlite)) {
+    throw new Error(`SQLite ${version} is too old: ${oldestSqlite.join('.')} or newer is needed`)
+  }
+}
+
+function isOlder(version: readonly number[], than: readonly number[]): boolean {
+  for (const [at, part] of than.entries()) {
+    const own = version[at] ?? 0
+    if (own !== part) return own < part
+  }
+  return false
+}

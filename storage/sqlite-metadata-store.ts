@@ -1,0 +1,403 @@
+import { stat } from 'node:fs/promises'
+import { Worker } from 'node:worker_threads'
+import type Database from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import { RegistryError } from '../src/oci/errors.js'
+import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
+import { errorCode, toStorageError } from './errors.js'
+import type {
+  ManifestHead,
+  MetadataStore,
+  NewManifest,
+  Page,
+  PutManifestResult,
+  Referrer,
+  StoredManifest,
+  Totals,
+  Upload,
+} from './metadata-store.js'
+import { migrate } from './migrations.js'
+import { openDatabase } from './sqlite-connection.js'
+import { type Operations, toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
+import type { WriteReply, WriteRequest } from './sqlite-writer.js'
+
+/** Operations that are committed together at the most. */
+const largestBatch = 128
+
+/** Operations that may wait for the writer; more are refused (503), so that memory stays bounded. */
+const longestQueue = 10_000
+
+/** After these the database's state is in doubt: no further write is tried on it (reliability R52). */
+const poisonous = /^SQLITE_(?:IOERR|CORRUPT|NOTADB)/
+
+/** What the driver is told. */
+export interface SqliteOptions {
+  /** The database file. */
+  readonly path: string
+  /** Called once when writing failed in a way that only a restart can mend. */
+  readonly onFatal: (error: Error) => void
+}
+
+/**
+ * Creates the database file or brings it to the current schema. To be called before any store is opened, by
+ * one process alone.
+ * @throws NewerSchemaError
+ */
+export function prepareSqlite(path: string): void {
+  const db = openDatabase(path, 'writer')
+  try {
+    migrate(db)
+    db.pragma('wal_checkpoint(TRUNCATE)')
+  } finally {
+    db.close()
+  }
+}
+
+/**
+ * Opens the SQLite driver: this thread reads, a thread of its own writes.
+ * @throws when the database cannot be opened
+ */
+export async function openSqliteMetadataStore(options: SqliteOptions): Promise<MetadataStore> {
+  const writer = await Writer.start(options)
+  return new SqliteMetadataStore(options.path, openDatabase(options.path, 'reader'), writer)
+}
+
+interface Waiting {
+  readonly request: WriteRequest
+  readonly resolve: (value: unknown) => void
+  readonly reject: (error: Error) => void
+}
+
+/** This side of the writer thread: queues operations and hands them over in batches. */
+class Writer {
+  readonly #worker: Worker
+  readonly #onFatal: (error: Error) => void
+  #queue: Waiting[] = []
+  #inFlight: Waiting[] = []
+  #dead: Error | undefined
+  #idle: (() => void) | undefined
+
+  static async start(options: SqliteOptions): Promise<Writer> {
+    const worker = new Worker(new URL('./sqlite-writer.js', import.meta.url), { workerData: options.path })
+    await new Promise<void>((resolve, reject) => {
+      worker.once('message', () => resolve())
+      worker.once('error', reject)
+    })
+    return new Writer(worker, options.onFatal)
+  }
+
+  private constructor(worker: Worker, onFatal: (error: Error) => void) {
+    this.#worker = worker
+    this.#onFatal = onFatal
+    worker.removeAllListeners('error')
+    worker.on('message', (replies: readonly WriteReply[]) => this.#settle(replies))
+    worker.on('error', (error: Error) => this.#die(error))
+  }
+
+  run<Name extends keyof Operations>(
+    operation: Name,
+    ...args: Parameters<Operations[Name]>
+  ): Promise<ReturnType<Operations[Name]>> {
+    return new Promise((resolve, reject) => {
+      if (this.#dead !== undefined) return reject(toStorageError(this.#dead))
+      if (this.#queue.length >= longestQueue) {
+        return reject(new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 }))
+      }
+      this.#queue.push({
+        request: { operation, args },
+        resolve: resolve as (value: unknown) => void,
+        reject,
+      })
+      this.#flush()
+    })
+  }
+
+  #flush(): void {
+    if (this.#inFlight.length > 0) return
+    if (this.#queue.length === 0) {
+      this.#idle?.()
+      return
+    }
+    this.#inFlight = this.#queue.splice(0, largestBatch)
+    this.#worker.postMessage(this.#inFlight.map((waiting) => waiting.request))
+  }
+
+  #settle(replies: readonly WriteReply[]): void {
+    const settled = this.#inFlight
+    this.#inFlight = []
+    for (const [at, waiting] of settled.entries()) {
+      const reply = replies[at]
+      if (reply?.ok === true) waiting.resolve(reply.value)
+      else this.#refuse(waiting, reply)
+    }
+    this.#flush()
+  }
+
+  #refuse(waiting: Waiting, reply: WriteReply | undefined): void {
+    const error = Object.assign(new Error(reply?.ok === false ? reply.message : 'no reply'), {
+      code: reply?.ok === false ? reply.code : '',
+    })
+    waiting.reject(toStorageError(error))
+    if (poisonous.test(errorCode(error))) this.#die(error)
+  }
+
+  #die(error: Error): void {
+    if (this.#dead !== undefined) return
+    this.#dead = error
+    for (const waiting of [...this.#inFlight, ...this.#queue]) waiting.reject(toStorageError(error))
+    this.#inFlight = []
+    this.#queue = []
+    this.#onFatal(error)
+  }
+
+  /** Waits for what is queued, then closes the thread's connection. */
+  async close(): Promise<void> {
+    if (this.#dead === undefined && (this.#inFlight.length > 0 || this.#queue.length > 0)) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve
+      })
+    }
+    const exited = new Promise((resolve) => this.#worker.once('exit', resolve))
+    this.#worker.postMessage('close')
+    await exited
+  }
+}
+
+type ManifestRow = { digest: Digest; mediaType: string; size: number; bytes: Uint8Array }
+type HeadRow = Omit<ManifestRow, 'bytes'>
+
+const headColumns = 'm.digest AS digest, m.media_type AS mediaType, m.size AS size'
+const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
+  JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
+const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
+
+function prepareQueries(db: Database.Database) {
+  return {
+    blobSize: db
+      .prepare<[string, string], number>(
+        `SELECT b.size FROM repository r JOIN blob_link l ON l.repository_id = r.id
+         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+      )
+      .pluck(),
+    blobRepositories: db
+      .prepare<[string, number], RepositoryName>(
+        `SELECT r.name FROM blob b JOIN blob_link l ON l.blob_id = b.id
+         JOIN repository r ON r.id = l.repository_id WHERE b.digest = ? LIMIT ?`,
+      )
+      .pluck(),
+    upload: db.prepare<[string], UploadRow>(`SELECT ${uploadColumns} FROM upload WHERE id = ?`),
+    hasRepository: db
+      .prepare<[string], number>(
+        'SELECT 1 FROM repository r WHERE r.name = ? AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)',
+      )
+      .pluck(),
+    manifestByTag: db.prepare<[string, string], ManifestRow>(
+      `SELECT ${headColumns}, m.bytes AS bytes ${byTag}`,
+    ),
+    manifestByDigest: db.prepare<[string, string], ManifestRow>(
+      `SELECT ${headColumns}, m.bytes AS bytes ${byDigest}`,
+    ),
+    headByTag: db.prepare<[string, string], HeadRow>(`SELECT ${headColumns} ${byTag}`),
+    headByDigest: db.prepare<[string, string], HeadRow>(`SELECT ${headColumns} ${byDigest}`),
+    tags: db
+      .prepare<[string, string, number], string>(
+        `SELECT t.name FROM repository r JOIN tag t ON t.repository_id = r.id
+         WHERE r.name = ? AND t.name > ? ORDER BY t.name LIMIT ?`,
+      )
+      .pluck(),
+    repositories: db
+      .prepare<[string, number], string>(
+        `SELECT name FROM repository r WHERE name > ?
+         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id) ORDER BY name LIMIT ?`,
+      )
+      .pluck(),
+    search: db
+      .prepare<{ text: string; limit: number }, RepositoryName>(
+        `SELECT name FROM repository r WHERE instr(name, :text) > 0
+         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
+         ORDER BY name <> :text, instr(name, :text) <> 1, name LIMIT :limit`,
+      )
+      .pluck(),
+    referrers: db.prepare<
+      { repository: string; subject: string; types: string | null; after: number; limit: number },
+      HeadRow & { position: number; artifactType: string | null; annotations: string | null }
+    >(
+      `SELECT ${headColumns}, m.id AS position, m.artifact_type AS artifactType, m.annotations AS annotations
+       FROM repository r JOIN manifest m ON m.repository_id = r.id
+       WHERE r.name = :repository AND m.subject = :subject AND m.id > :after
+         AND (:types IS NULL OR m.artifact_type IN (SELECT value FROM json_each(:types)))
+       ORDER BY m.id LIMIT :limit`,
+    ),
+    totals: db.prepare<[], { blobs: number; blobBytes: number; openUploads: number }>(
+      `SELECT blobs, blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads FROM total`,
+    ),
+  }
+}
+
+/** See {@link MetadataStore} for what each method promises. */
+class SqliteMetadataStore implements MetadataStore {
+  readonly #path: string
+  readonly #db: Database.Database
+  readonly #queries: ReturnType<typeof prepareQueries>
+  readonly #writer: Writer
+
+  constructor(path: string, db: Database.Database, writer: Writer) {
+    this.#path = path
+    this.#db = db
+    this.#queries = prepareQueries(db)
+    this.#writer = writer
+  }
+
+  async #read<T>(query: (queries: ReturnType<typeof prepareQueries>) => T): Promise<T> {
+    try {
+      return query(this.#queries)
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  findBlob(repository: RepositoryName, digest: Digest): Promise<number | undefined> {
+    return this.#read((queries) => queries.blobSize.get(repository, digest))
+  }
+
+  listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]> {
+    return this.#read((queries) => queries.blobRepositories.all(digest, limit))
+  }
+
+  mountBlob(...args: Parameters<MetadataStore['mountBlob']>): Promise<boolean> {
+    return this.#writer.run('mountBlob', ...args)
+  }
+
+  unlinkBlob(...args: Parameters<MetadataStore['unlinkBlob']>): ReturnType<MetadataStore['unlinkBlob']> {
+    return this.#writer.run('unlinkBlob', ...args)
+  }
+
+  startUpload(...args: Parameters<MetadataStore['startUpload']>): Promise<boolean> {
+    return this.#writer.run('startUpload', ...args)
+  }
+
+  findUpload(id: string): Promise<Upload | undefined> {
+    return this.#read((queries) => {
+      const row = queries.upload.get(id)
+      return row === undefined ? undefined : toUpload(row)
+    })
+  }
+
+  takeTurn(...args: Parameters<MetadataStore['takeTurn']>): ReturnType<MetadataStore['takeTurn']> {
+    return this.#writer.run('takeTurn', ...args)
+  }
+
+  saveProgress(...args: Parameters<MetadataStore['saveProgress']>): Promise<boolean> {
+    return this.#writer.run('saveProgress', ...args)
+  }
+
+  releaseTurn(...args: Parameters<MetadataStore['releaseTurn']>): Promise<void> {
+    return this.#writer.run('releaseTurn', ...args)
+  }
+
+  releaseTurns(...args: Parameters<MetadataStore['releaseTurns']>): Promise<void> {
+    return this.#writer.run('releaseTurns', ...args)
+  }
+
+  finishUpload(...args: Parameters<MetadataStore['finishUpload']>): Promise<boolean> {
+    return this.#writer.run('finishUpload', ...args)
+  }
+
+  removeUpload(...args: Parameters<MetadataStore['removeUpload']>): Promise<boolean> {
+    return this.#writer.run('removeUpload', ...args)
+  }
+
+  expireUploads(...args: Parameters<MetadataStore['expireUploads']>): Promise<string[]> {
+    return this.#writer.run('expireUploads', ...args)
+  }
+
+  async hasRepository(repository: RepositoryName): Promise<boolean> {
+    return (await this.#read((queries) => queries.hasRepository.get(repository))) !== undefined
+  }
+
+  findManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest | undefined> {
+    return this.#read((queries) =>
+      reference.kind === 'tag'
+        ? queries.manifestByTag.get(repository, reference.tag)
+        : queries.manifestByDigest.get(repository, reference.digest),
+    )
+  }
+
+  findManifestHead(repository: RepositoryName, reference: Reference): Promise<ManifestHead | undefined> {
+    return this.#read((queries) =>
+      reference.kind === 'tag'
+        ? queries.headByTag.get(repository, reference.tag)
+        : queries.headByDigest.get(repository, reference.digest),
+    )
+  }
+
+  putManifest(manifest: NewManifest): Promise<PutManifestResult> {
+    return this.#writer.run('putManifest', manifest)
+  }
+
+  deleteTag(repository: RepositoryName, tag: Tag): Promise<boolean> {
+    return this.#writer.run('deleteTag', repository, tag)
+  }
+
+  deleteManifest(repository: RepositoryName, digest: Digest): Promise<boolean> {
+    return this.#writer.run('deleteManifest', repository, digest)
+  }
+
+  listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {
+    return this.#read((queries) => toPage(queries.tags.all(repository, after, limit + 1), limit))
+  }
+
+  listRepositories(after: string, limit: number): Promise<Page> {
+    return this.#read((queries) => toPage(queries.repositories.all(after, limit + 1), limit))
+  }
+
+  searchRepositories(text: string, limit: number): Promise<RepositoryName[]> {
+    return this.#read((queries) => queries.search.all({ text: text.toLowerCase(), limit }))
+  }
+
+  listReferrers(
+    repository: RepositoryName,
+    subject: Digest,
+    artifactTypes: readonly string[],
+    after: number,
+    limit: number,
+  ): Promise<Referrer[]> {
+    const types = artifactTypes.length === 0 ? null : JSON.stringify(artifactTypes)
+    return this.#read((queries) =>
+      queries.referrers.all({ repository, subject, types, after, limit }).map((row) => ({
+        ...row,
+        artifactType: row.artifactType ?? undefined,
+        annotations: row.annotations === null ? undefined : JSON.parse(row.annotations),
+      })),
+    )
+  }
+
+  async totals(): Promise<Totals> {
+    const counted = await this.#read((queries) => queries.totals.get())
+    const sizes = await Promise.all([this.#path, `${this.#path}-wal`].map(fileSize))
+    const metadataBytes = sizes.reduce((sum, size) => sum + size, 0)
+    return { ...(counted ?? { blobs: 0, blobBytes: 0, openUploads: 0 }), metadataBytes }
+  }
+
+  async check(): Promise<void> {
+    await this.#read((queries) => queries.totals.get())
+    await this.#writer.run('check')
+  }
+
+  async close(): Promise<void> {
+    await this.#writer.close()
+    this.#db.close()
+  }
+}
+
+function toPage(names: string[], limit: number): Page {
+  return names.length > limit ? { names: names.slice(0, limit), more: true } : { names, more: false }
+}
+
+async function fileSize(path: string): Promise<number> {
+  try {
+    return (await stat(path)).size
+  } catch {
+    return 0 // no log yet
+  }
+}
