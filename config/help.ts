@@ -1,6 +1,6 @@
 import { type Setting, settings } from './schema.js'
 
-const width = 78
+const width = 80
 const indent = '      '
 
 function wrap(text: string): string {
@@ -17,7 +17,7 @@ function describe({ path, variable, fallback, description }: Setting): string {
   return `  ${path} (${variable}, ${fallback === undefined ? 'unset' : `default ${fallback}`})\n${wrap(description)}`
 }
 
-/** All settings with their variables, defaults and descriptions, as text of up to 78 columns; ends without a newline. */
+/** All settings with their variables, defaults and descriptions, as text of up to 80 columns; ends without a newline. */
 export function settingsHelp(): string {
   return settings.map(describe).join('\n')
 }

@@ -1,6 +1,9 @@
-/** A text of at most 80 characters, with its end left out when it is longer. */
-export function abbreviate(text: string): string {
-  return text.length <= 80 ? text : `${text.slice(0, 79)}…`
+/** Room for the paths of files, which people need whole. */
+const longestShown = 200
+
+/** A text of at most 200 characters, with its end left out when it is longer. */
+function abbreviate(text: string): string {
+  return text.length <= longestShown ? text : `${text.slice(0, longestShown - 1)}…`
 }
 
 /** A value as part of a sentence: quoted, on one line, and not too long. */

@@ -39,7 +39,7 @@ function toRegistryError(error: unknown): RegistryError {
 function headersOf(refusal: RegistryError): OutgoingHttpHeaders {
   const headers: OutgoingHttpHeaders = {}
   if (refusal instanceof UploadRangeError) Object.assign(headers, uploadHeaders(refusal))
-  if (refusal instanceof MethodError) headers['Allow'] = refusal.allowed.join(', ')
+  if (refusal instanceof MethodError) headers.Allow = refusal.allowed.join(', ')
   if (refusal instanceof UnsatisfiableRangeError) headers['Content-Range'] = `bytes */${refusal.size}`
   if (refusal.retryAfter !== undefined) headers['Retry-After'] = refusal.retryAfter
   return headers

@@ -39,21 +39,21 @@ function fold(segments: readonly string[]): string {
   const last = segments[count - 1] ?? ''
   const beforeLast = segments[count - 2] ?? ''
   if (beforeLast === 'uploads' && segments[count - 3] === 'blobs') {
-    return named(segments.slice(0, -3), `blobs/uploads/${escape(last)}`)
+    return named(segments.slice(0, -3), `blobs/uploads/${escapeSegment(last)}`)
   }
   if (beforeLast === 'tags' && last === 'list') return named(segments.slice(0, -2), 'tags/list')
   if (lastKeywords.has(beforeLast) && last !== '') {
-    return named(segments.slice(0, -2), `${beforeLast}/${escape(last)}`)
+    return named(segments.slice(0, -2), `${beforeLast}/${escapeSegment(last)}`)
   }
-  return `/v2/${segments.map(escape).join('/')}`
+  return `/v2/${segments.map(escapeSegment).join('/')}`
 }
 
 function named(name: readonly string[], rest: string): string {
-  return name.length === 0 ? invalidPath : `/v2/${name.map(escape).join('%2F')}/${rest}`
+  return name.length === 0 ? invalidPath : `/v2/${name.map(escapeSegment).join('%2F')}/${rest}`
 }
 
 /** Escapes a segment for the router. The colon of a digest may stand: it keeps the logs readable. */
-function escape(segment: string): string {
+function escapeSegment(segment: string): string {
   return plain.test(segment) ? segment : encodeURIComponent(segment)
 }
 

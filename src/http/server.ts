@@ -106,7 +106,7 @@ async function serve(
   try {
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const authorized = authorize(route, params['name'], request.headers.authorization, access)
+    const authorized = authorize(route, params.name, request.headers.authorization, access)
     await handlers[route.handler](new Exchange(request, response, { params, ...authorized }))
   } catch (error) {
     refusal = replyError(request, response, error)

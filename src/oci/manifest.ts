@@ -51,7 +51,7 @@ export function parseManifest(bytes: Uint8Array, contentType: string | undefined
   const mediaType = settleMediaType(json, contentType)
   const kind = manifestKindOf(mediaType)
   if (kind === undefined) throw invalid(`manifest type ${quoted(mediaType)} is not supported`)
-  if (kind !== 'artifact' && json['schemaVersion'] !== 2) throw invalid('schemaVersion must be 2')
+  if (kind !== 'artifact' && json.schemaVersion !== 2) throw invalid('schemaVersion must be 2')
   const subject = canHaveSubject(mediaType) ? readSubject(json) : undefined
   return {
     mediaType,
@@ -65,9 +65,9 @@ export function parseManifest(bytes: Uint8Array, contentType: string | undefined
 /** The type a manifest is stored under: both places where it can stand must agree (protocol MF-05). */
 function settleMediaType(json: Record<string, unknown>, contentType: string | undefined): string {
   const sent = contentType === undefined ? '' : bareMediaType(contentType)
-  const own = json['mediaType']
+  const own = json.mediaType
   if (own !== undefined && typeof own !== 'string') throw invalid('mediaType must be a string')
-  if (isSchema1(sent) || json['schemaVersion'] === 1) {
+  if (isSchema1(sent) || json.schemaVersion === 1) {
     throw invalid('schema version 1 is not supported: push the image with a newer client')
   }
   if (own !== undefined && sent !== '' && own !== sent) {
@@ -83,15 +83,15 @@ function readChildren(kind: ManifestKind, json: Record<string, unknown>): Child[
   switch (kind) {
     case 'image':
       return [
-        toChild(readDescriptor(json['config'], 'config'), 'blob'),
-        ...readDescriptors(json['layers'], 'layers').map((layer) => toChild(layer, 'blob')),
+        toChild(readDescriptor(json.config, 'config'), 'blob'),
+        ...readDescriptors(json.layers, 'layers').map((layer) => toChild(layer, 'blob')),
       ]
     case 'index':
-      return readDescriptors(json['manifests'], 'manifests').map((entry) => toChild(entry, 'manifest'))
+      return readDescriptors(json.manifests, 'manifests').map((entry) => toChild(entry, 'manifest'))
     case 'artifact':
-      return json['blobs'] === undefined
+      return json.blobs === undefined
         ? []
-        : readDescriptors(json['blobs'], 'blobs').map((blob) => toChild(blob, 'blob'))
+        : readDescriptors(json.blobs, 'blobs').map((blob) => toChild(blob, 'blob'))
   }
 }
 
@@ -168,8 +168,8 @@ function readSubject(json: Record<string, unknown>): Digest | undefined {
 function readArtifactType(kind: ManifestKind, json: Record<string, unknown>): string | undefined {
   const { artifactType, config } = json
   if (typeof artifactType === 'string' && artifactType !== '') return artifactType
-  if (kind === 'image' && isObject(config) && typeof config['mediaType'] === 'string') {
-    return config['mediaType']
+  if (kind === 'image' && isObject(config) && typeof config.mediaType === 'string') {
+    return config.mediaType
   }
   return undefined
 }
