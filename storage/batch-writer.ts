@@ -12,6 +12,8 @@ interface PumpOptions {
   readonly limit: number
   /** Sees every chunk before it is written. */
   readonly onChunk: (chunk: Buffer) => void
+  /** Hears how far the file is written. */
+  readonly onWritten: (position: number) => void
 }
 
 /** How a pump ended: where the file ends now, and why the body did, if it ended early. */
@@ -63,6 +65,7 @@ export function pumpToFile(body: Readable, file: FileHandle, options: PumpOption
       isWriting = true
       try {
         position = await writeFully(file, batch, position)
+        options.onWritten(position)
       } catch (error) {
         settle(() => reject(error))
         return

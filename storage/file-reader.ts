@@ -51,6 +51,7 @@ class FileReader implements BlobReader {
 
   /** While one buffer is on its way to the sink, the next is read. */
   async copyTo(sink: Writable, start: number, end: number): Promise<void> {
+    const outlet = new Outlet(sink)
     let position = start
     let filling = takeBuffer()
     let draining = takeBuffer()
@@ -61,7 +62,7 @@ class FileReader implements BlobReader {
         const filled = await readAt(this.#file.fd, filling, length, position)
         if (filled === 0) throw new Error(`file ends at ${position}, before byte ${end}`)
         await drained
-        drained = write(sink, filling.subarray(0, filled))
+        drained = outlet.write(filling.subarray(0, filled))
         drained.catch(() => undefined) // it is awaited above or below; a read may fail first
         const written = filling
         filling = draining
@@ -74,6 +75,8 @@ class FileReader implements BlobReader {
     } catch (error) {
       giveBack(filling) // the other may still be on its way to the socket
       throw error
+    } finally {
+      outlet.release()
     }
   }
 
@@ -89,9 +92,39 @@ function readAt(fd: number, buffer: Buffer, length: number, position: number): P
   })
 }
 
-/** Resolves when the sink is done with the buffer, so that it can be used again. */
-function write(sink: Writable, bytes: Buffer): Promise<void> {
-  return new Promise((resolve, reject) => {
-    sink.write(bytes, (error) => (error ? reject(error) : resolve()))
-  })
+/**
+ * Writes to a sink that may go at any moment: a reply whose connection breaks need not call back, so a waiting
+ * write listens to the sink's end as well.
+ */
+class Outlet {
+  readonly #sink: Writable
+  #fail: ((error: Error) => void) | undefined
+  #isClosed: boolean
+  readonly #onClose = () => {
+    this.#isClosed = true
+    this.#fail?.(closed())
+  }
+
+  constructor(sink: Writable) {
+    this.#sink = sink
+    this.#isClosed = sink.destroyed
+    sink.once('close', this.#onClose)
+  }
+
+  /** Resolves when the sink is done with the bytes, so that their buffer can be used again. */
+  write(bytes: Buffer): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (this.#isClosed) return reject(closed())
+      this.#fail = reject
+      this.#sink.write(bytes, (error) => (error ? reject(error) : resolve()))
+    })
+  }
+
+  release(): void {
+    this.#sink.off('close', this.#onClose)
+  }
+}
+
+function closed(): Error {
+  return new Error('the connection closed before the reply ended')
 }

@@ -10,6 +10,7 @@ import type { AppendOptions, AppendResult, BlobReader, BlobStore } from './blob-
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
+import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
 
@@ -102,12 +103,13 @@ class FsBlobStore implements BlobStore {
   async append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult> {
     const running = this.#takeHash(uploadId, options)
     const file = await this.#openUpload(uploadId, options.offset)
+    const writeBack = new WriteBack(file, options.offset)
     try {
       // The new file's entry is synced while the body comes in.
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
-      const pumped = await this.#pump(body, file, options, running?.hash)
-      await this.#syncFile(uploadId, file)
+      const pumped = await this.#pump(body, file, options, { hash: running?.hash, writeBack })
+      await this.#finishSync(uploadId, writeBack)
       await entry
       return this.#appended(uploadId, options, pumped, running?.hash)
     } catch (error) {
@@ -115,6 +117,7 @@ class FsBlobStore implements BlobStore {
       await file.truncate(options.offset).catch(() => undefined)
       throw toStorageError(error)
     } finally {
+      await writeBack.settle()
       await file.close()
     }
   }
@@ -123,9 +126,9 @@ class FsBlobStore implements BlobStore {
    * After a failed sync the kernel may have dropped the pages and call them clean: a second sync would succeed
    * and prove nothing. So the upload is given up (reliability R52).
    */
-  async #syncFile(uploadId: string, file: FileHandle): Promise<void> {
+  async #finishSync(uploadId: string, writeBack: WriteBack): Promise<void> {
     try {
-      await file.datasync()
+      await writeBack.finish()
     } catch (error) {
       await this.discard(uploadId)
       throw error
@@ -136,13 +139,14 @@ class FsBlobStore implements BlobStore {
     body: Readable | undefined,
     file: FileHandle,
     options: AppendOptions,
-    hash: Hash | undefined,
+    { hash, writeBack }: { hash: Hash | undefined; writeBack: WriteBack },
   ): Promise<{ position: number; failure: Error | undefined }> {
     if (body === undefined) return { position: options.offset, failure: undefined }
     const pumped = await pumpToFile(body, file, {
       position: options.offset,
       limit: options.limit,
       onChunk: (chunk) => hash?.update(chunk),
+      onWritten: (position) => writeBack.reached(position),
     })
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped

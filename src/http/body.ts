@@ -14,14 +14,12 @@ export function noteExpectation(request: IncomingMessage): void {
  * request when nothing arrives for too long while somebody reads. The total time is not limited: a slow line is
  * no fault (protocol T-43).
  * @param idleTimeout milliseconds without a byte
- * @returns undefined when the request has no body
  */
 export function openBody(
   request: IncomingMessage,
   response: ServerResponse,
   idleTimeout: number,
-): IncomingMessage | undefined {
-  if (!hasBody(request)) return undefined
+): IncomingMessage {
   if (expectsContinue.delete(request)) response.writeContinue()
   const timer = setTimeout(() => {
     // A reader that holds the body back (its disk is slow) is not the client's fault.
@@ -40,6 +38,18 @@ export function openBody(
   return request
 }
 
+/** Whether at least one byte of body comes: a chunked body without any is none (protocol UP-02). */
+export async function hasBytes(request: IncomingMessage): Promise<boolean> {
+  if (!hasBody(request)) return false
+  if (request.headers['content-length'] !== undefined || expectsContinue.has(request)) return true
+  await new Promise<void>((resolve) => {
+    request.once('readable', resolve)
+    request.once('end', resolve)
+    request.once('close', resolve)
+  })
+  return request.readableLength > 0
+}
+
 /**
  * Reads a whole body into memory.
  * @param limit bytes
@@ -47,11 +57,10 @@ export function openBody(
  * @throws RegistryError SIZE_INVALID when the connection breaks before its end
  */
 export async function readBody(
-  body: IncomingMessage | undefined,
+  body: IncomingMessage,
   limit: number,
   tooLarge: () => RegistryError,
 ): Promise<Buffer> {
-  if (body === undefined) return Buffer.alloc(0)
   if (Number(body.headers['content-length'] ?? 0) > limit) throw tooLarge()
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = []

@@ -58,7 +58,7 @@ export function listHandlers({ manifests }: { readonly manifests: ManifestServic
 /** TG-04, TG-05. @throws RegistryError PAGINATION_NUMBER_INVALID */
 function readPaging({ query }: Exchange): { limit: number; after: string } {
   const n = query.get('n')
-  if (n !== null && !/^\d{1,400}$/.test(n)) throw new RegistryError('PAGINATION_NUMBER_INVALID')
+  if (n !== null && !/^\d+$/.test(n)) throw new RegistryError('PAGINATION_NUMBER_INVALID')
   return {
     limit: n === null ? largestPage : Math.min(Number(n), largestPage),
     after: query.get('last') ?? '',

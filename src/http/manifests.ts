@@ -5,7 +5,7 @@ import { parseReference, type Reference } from '../oci/reference.js'
 import type { ManifestHead, ManifestService } from '../registry/manifests.js'
 import { openBody, readBody } from './body.js'
 import { etagOf, isNotModified, readCondition } from './conditions.js'
-import { type Exchange, sendHead } from './exchange.js'
+import { type Exchange, hasBody, sendHead } from './exchange.js'
 
 /** What the handlers need. */
 export interface ManifestHandlerOptions {
@@ -45,7 +45,9 @@ export function manifestHandlers({ manifests, idleTimeout }: ManifestHandlerOpti
         repository,
         reference,
         tags: exchange.query.getAll('tag'),
-        bytes: await readBody(openBody(request, response, idleTimeout), largestManifest, tooLarge),
+        bytes: hasBody(request)
+          ? await readBody(openBody(request, response, idleTimeout), largestManifest, tooLarge)
+          : new Uint8Array(0),
         contentType: request.headers['content-type'],
         condition: readCondition(request),
       })

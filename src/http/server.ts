@@ -38,7 +38,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     keepAliveTimeout: 120_000, // T-44: longer than the clients' own
     connectionTimeout: 0,
     routerOptions: { maxParamLength: maxHeaderSize },
-    http: { maxHeaderSize, headersTimeout: 60_000 },
+    http: { maxHeaderSize, headersTimeout: 60_000, requireHostHeader: false },
     rewriteUrl: (request: IncomingMessage) => foldPath(request.url ?? '/'),
     clientErrorHandler: replyParserError,
   } as Parameters<typeof fastify>[0]) as unknown as FastifyInstance
@@ -84,9 +84,15 @@ async function serve(
   const started = performance.now()
   const { socket } = request
   let refusal: RegistryError | undefined
-  const abort = () => response.destroy() // a reply that waits for its turn does not see its socket go
+  let isClosed = false
+  const abort = () => {
+    // A reply that waits for its turn on the connection does not see the connection go.
+    response.destroy()
+    if (!isClosed) response.emit('close')
+  }
   socket.once('close', abort)
   response.once('close', () => {
+    isClosed = true
     socket.off('close', abort)
     const before = counted.get(socket) ?? { in: 0, out: 0 }
     const now = { in: socket.bytesRead, out: socket.bytesWritten }
@@ -104,6 +110,7 @@ async function serve(
     logRequest(logger, request, response, { route, seconds, refusal, ...bytes })
   })
   try {
+    refuseBadHead(request)
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
     const authorized = authorize(route, params.name, request.headers.authorization, access)
@@ -111,6 +118,22 @@ async function serve(
   } catch (error) {
     refusal = replyError(request, response, error)
   }
+}
+
+/**
+ * RFC 9112, 3.2: exactly one Host. Node can check that there is one, but then answers without a body; it takes
+ * two, and requests without a version.
+ */
+function refuseBadHead(request: IncomingMessage): void {
+  let hosts = 0
+  for (let at = 0; at < request.rawHeaders.length; at += 2) {
+    if (request.rawHeaders[at]?.toLowerCase() === 'host') hosts++
+  }
+  const isModern = request.httpVersion === '1.1'
+  if (hosts > 1 || (hosts === 0 && isModern)) {
+    throw new RegistryError('REQUEST_INVALID', 'a request has exactly one Host header')
+  }
+  if (!isModern && request.httpVersion !== '1.0') throw new RegistryError('REQUEST_INVALID')
 }
 
 /** G-18: a known path with another method is 405, everything else 404. */

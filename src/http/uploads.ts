@@ -12,7 +12,8 @@ import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import { isRepositoryName } from '../oci/reference.js'
 import type { BlobService } from '../registry/blobs.js'
 import type { Chunk, UploadKey, UploadService } from '../registry/uploads.js'
-import { openBody } from './body.js'
+import { hasBytes, openBody } from './body.js'
+import { MethodError } from './errors.js'
 import { type Exchange, hasBody } from './exchange.js'
 import { readContentRange } from './ranges.js'
 import { uploadHeaders } from './upload-headers.js'
@@ -36,7 +37,7 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
     return {
       range: readContentRange(range),
       length: length === undefined ? undefined : Number(length),
-      body: openBody(request, response, idleTimeout),
+      open: hasBody(request) ? () => openBody(request, response, idleTimeout) : undefined,
     }
   }
 
@@ -45,9 +46,8 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
     const mount = exchange.query.get('mount')
     const from = exchange.query.get('from')
     if (mount === null || !isDigest(mount)) return undefined
-    if (from !== null && !isRepositoryName(from)) return undefined
     const isMounted = await blobs.mountBlob(exchange.repository, mount, {
-      from: from ?? undefined,
+      from: from === null ? 'any' : [from].filter(isRepositoryName),
       mayPull: (name) => access.mayDo(exchange.identity, 'pull', { type: 'repository', name }),
     })
     return isMounted ? mount : undefined
@@ -63,7 +63,7 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
       if (digestText !== null) {
         const digest = parseDigest(digestText)
         // UP-22: without a body it only announces the digest, unless that is the empty blob's.
-        if (hasBody(exchange.request) || digest === digestOf(emptyBytes, algorithmOf(digest))) {
+        if ((await hasBytes(exchange.request)) || digest === digestOf(emptyBytes, algorithmOf(digest))) {
           await uploads.putBlob(repository, identity.name, digest, readChunk(exchange))
           return sendCreated(exchange, digest)
         }
@@ -109,6 +109,7 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
 /** The session that the path names; what cannot be an id never reaches the store. */
 function uploadKey(exchange: Exchange): UploadKey {
   const id = exchange.param('upload')
+  if (id === '') throw new MethodError(['POST']) // the path that starts a session
   if (!uuid.test(id)) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
   return { repository: exchange.repository, id, owner: exchange.identity.name }
 }

@@ -11,8 +11,8 @@ const mostMountSources = 100
 
 /** Where a blob may be mounted from. */
 export interface MountSource {
-  /** The repository that the client named, if any. */
-  readonly from: RepositoryName | undefined
+  /** The repositories that the client named; `any` when it leaves the choice to the registry. */
+  readonly from: readonly RepositoryName[] | 'any'
   /** Whether the caller may pull from a repository: what it may not pull it may not mount either. */
   readonly mayPull: (repository: RepositoryName) => boolean
 }
@@ -56,9 +56,9 @@ export class BlobService {
   async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
     if ((await this.#metadata.findBlob(repository, digest)) !== undefined) return true
     const candidates =
-      source.from === undefined
+      source.from === 'any'
         ? await this.#metadata.listBlobRepositories(digest, mostMountSources)
-        : [source.from]
+        : source.from
     for (const from of candidates) {
       if (source.mayPull(from) && (await this.#metadata.mountBlob(repository, digest, from, Date.now()))) {
         return true

@@ -32,8 +32,8 @@ export interface UploadKey {
 
 /** A body on its way in. */
 export interface Chunk {
-  /** Undefined when the request has none. */
-  readonly body: Readable | undefined
+  /** Opens the body; undefined when the request has none. Called when nothing but the body is missing. */
+  readonly open: (() => Readable) | undefined
   /** First and last position, when the client says them (Content-Range). */
   readonly range: { readonly start: number; readonly end: number } | undefined
   /** Bytes, when the client says them (Content-Length). */
@@ -108,6 +108,7 @@ export class UploadService {
    * @throws RegistryError BLOB_UPLOAD_UNKNOWN, DIGEST_INVALID, SIZE_INVALID, BLOB_TOO_LARGE
    */
   async finishUpload(key: UploadKey, digest: Digest, chunk: Chunk): Promise<void> {
+    if (await this.#isFinished(key, digest)) return
     await this.#withTurn(key, async (upload, holder) => {
       const complete = await this.#appendLast(upload, chunk, digest)
       const actual =
@@ -209,6 +210,12 @@ export class UploadService {
     }
   }
 
+  /** UP-62: a client that lost the answer asks again; the blob that it wants is there. */
+  async #isFinished(key: UploadKey, digest: Digest): Promise<boolean> {
+    if ((await this.#metadata.findUpload(key.id)) !== undefined) return false
+    return (await this.#metadata.findBlob(key.repository, digest)) !== undefined
+  }
+
   #owned(upload: Upload | undefined, key: UploadKey): Upload {
     if (upload === undefined || upload.repository !== key.repository || upload.owner !== key.owner) {
       throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
@@ -220,10 +227,10 @@ export class UploadService {
     const limit = this.#options.maxBlobSize
     checkRange(upload, chunk)
     if (upload.offset + (chunk.length ?? 0) > limit) throw new RegistryError('BLOB_TOO_LARGE')
-    if (chunk.body === undefined && upload.offset > 0) {
+    if (chunk.open === undefined && upload.offset > 0) {
       return { size: upload.offset, digest: upload.digest, failure: undefined }
     }
-    return this.#blobs.append(upload.id, chunk.body, { offset: upload.offset, limit, algorithm })
+    return this.#blobs.append(upload.id, chunk.open?.(), { offset: upload.offset, limit, algorithm })
   }
 
   /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */
