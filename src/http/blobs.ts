@@ -67,8 +67,8 @@ async function streamBlob(
   const ranges = isRangeCurrent(exchange, digest) ? readRanges(request.headers.range, size) : undefined
   const [range] = ranges ?? []
   const { socket } = request
-  // The socket's own timer counts what goes out, too: a slow reader lives, one that stands still does not.
-  socket.setTimeout(idleTimeout, () => socket.destroy())
+  // The socket's own timer counts what goes out, too: a slow reader lives, one that stands still is cut off.
+  socket.setTimeout(idleTimeout)
   try {
     if (ranges === undefined || range === undefined) {
       sendHead(response, 200, { ...blobHeaders(digest), 'Content-Length': size })
