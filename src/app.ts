@@ -64,7 +64,7 @@ export function createUploads(config: Config, stores: Stores, processName: strin
 
 /** The registry of one process, not yet listening. */
 export interface App {
-  readonly server: FastifyInstance
+  readonly http: FastifyInstance
   /** Stops taking requests, lets running ones end, then closes the stores. */
   close(): Promise<void>
 }
@@ -108,7 +108,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   })
 
   return {
-    server,
+    http: server.app,
     async close() {
       isDraining = true
       await server.close()

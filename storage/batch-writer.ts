@@ -2,7 +2,12 @@ import type { FileHandle } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 
 /** Bytes that are gathered before they are written with one call. Measured: see bench/README.md. */
-const batchSize = 1024 * 1024
+const largeBatch = 1024 * 1024
+
+/** The same when many bodies come in at once, so that all of them together stay small. */
+const smallBatch = 128 * 1024
+const manyBodies = 32
+let activeBodies = 0
 
 /** What a pump is told. */
 interface PumpOptions {
@@ -32,6 +37,7 @@ interface PumpResult {
  */
 export function pumpToFile(body: Readable, file: FileHandle, options: PumpOptions): Promise<PumpResult> {
   return new Promise((resolve, reject) => {
+    const batchSize = ++activeBodies > manyBodies ? smallBatch : largeBatch
     let gathered: Buffer[] = []
     let gatheredBytes = 0
     let position = options.position
@@ -99,6 +105,7 @@ export function pumpToFile(body: Readable, file: FileHandle, options: PumpOption
       if (isSettled) return
       isSettled = true
       isEnded = true
+      activeBodies--
       body.pause()
       body.off('data', onData)
       body.off('end', onEnd)

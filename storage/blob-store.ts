@@ -15,6 +15,8 @@ export interface AppendResult {
 export interface AppendOptions {
   /** Where the upload ends, as the metadata say: bytes beyond it are left-overs and are dropped. */
   readonly offset: number
+  /** Digest of the bytes before `offset`, where the metadata know it: a running hash must agree with it. */
+  readonly digest: Digest | undefined
   /** Bytes that the whole upload may have at most. */
   readonly limit: number
   /** The algorithm that the digest is likely to be asked in. */

@@ -5,18 +5,24 @@ import type { BlobReader } from './blob-store.js'
 import { errorCode } from './errors.js'
 
 /** Bytes that are read at once. Two such buffers serve one stream. Measured: see bench/README.md. */
-const bufferSize = 256 * 1024
+const largeBuffer = 256 * 1024
+
+/** The same when many streams run at once, so that slow readers by the hundred stay cheap. */
+const smallBuffer = 32 * 1024
+const manyStreams = 64
+let activeStreams = 0
 
 /** Buffers kept for the next stream; more are left to the garbage collector. */
 const mostSpares = 64
 const spares: Buffer[] = []
 
 function takeBuffer(): Buffer {
-  return spares.pop() ?? Buffer.allocUnsafeSlow(bufferSize)
+  if (activeStreams > manyStreams) return Buffer.allocUnsafeSlow(smallBuffer)
+  return spares.pop() ?? Buffer.allocUnsafeSlow(largeBuffer)
 }
 
 function giveBack(buffer: Buffer): void {
-  if (spares.length < mostSpares) spares.push(buffer)
+  if (buffer.length === largeBuffer && spares.length < mostSpares) spares.push(buffer)
 }
 
 /**
@@ -51,6 +57,7 @@ class FileReader implements BlobReader {
 
   /** While one buffer is on its way to the sink, the next is read. */
   async copyTo(sink: Writable, start: number, end: number): Promise<void> {
+    activeStreams++
     const outlet = new Outlet(sink)
     let position = start
     let filling = takeBuffer()
@@ -58,7 +65,7 @@ class FileReader implements BlobReader {
     let drained: Promise<void> | undefined
     try {
       while (position <= end) {
-        const length = Math.min(bufferSize, end - position + 1)
+        const length = Math.min(filling.length, end - position + 1)
         const filled = await readAt(this.#file.fd, filling, length, position)
         if (filled === 0) throw new Error(`file ends at ${position}, before byte ${end}`)
         await drained
@@ -77,6 +84,7 @@ class FileReader implements BlobReader {
       throw error
     } finally {
       outlet.release()
+      activeStreams--
     }
   }
 

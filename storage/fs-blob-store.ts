@@ -20,9 +20,9 @@ const mostHashes = 1000
 /** Bytes read at once when an upload is hashed from its file. */
 const hashBufferSize = 1024 * 1024
 
+/** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
-  readonly algorithm: Algorithm
-  readonly offset: number
+  readonly digest: Digest
   readonly hash: Hash
 }
 
@@ -101,17 +101,17 @@ class FsBlobStore implements BlobStore {
   }
 
   async append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult> {
-    const running = this.#takeHash(uploadId, options)
+    const hash = this.#takeHash(uploadId, options)
     const file = await this.#openUpload(uploadId, options.offset)
     const writeBack = new WriteBack(file, options.offset)
     try {
       // The new file's entry is synced while the body comes in.
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
-      const pumped = await this.#pump(body, file, options, { hash: running?.hash, writeBack })
+      const pumped = await this.#pump(body, file, options, { hash, writeBack })
       await this.#finishSync(uploadId, writeBack)
       await entry
-      return this.#appended(uploadId, options, pumped, running?.hash)
+      return this.#appended(uploadId, options, pumped, hash)
     } catch (error) {
       // A full disk gets its room back. When even that fails, the next append drops what is beyond its offset.
       await file.truncate(options.offset).catch(() => undefined)
@@ -160,8 +160,9 @@ class FsBlobStore implements BlobStore {
   ): AppendResult {
     const { position: size, failure } = pumped
     if (hash === undefined) return { size, digest: undefined, failure }
-    this.#keepHash(uploadId, { algorithm: options.algorithm, offset: size, hash })
-    return { size, digest: digestSoFar(hash, options.algorithm), failure }
+    const digest = digestSoFar(hash, options.algorithm)
+    this.#keepHash(uploadId, { digest, hash })
+    return { size, digest, failure }
   }
 
   /** Opens an upload's file at exactly `offset` bytes; makes it when the upload is empty. */
@@ -188,9 +189,7 @@ class FsBlobStore implements BlobStore {
   }
 
   async digestUpload(uploadId: string, algorithm: Algorithm, size: number): Promise<Digest> {
-    const kept = this.#hashes.get(uploadId)
-    const isUsable = kept?.algorithm === algorithm && kept.offset <= size
-    const hash = isUsable ? kept.hash.copy() : createHash(algorithm)
+    const hash = createHash(algorithm)
     let file: FileHandle
     try {
       file = await open(this.#layout.upload(uploadId), O_RDONLY | O_NOFOLLOW)
@@ -198,7 +197,7 @@ class FsBlobStore implements BlobStore {
       throw lostOr(error)
     }
     try {
-      await hashFile(file, hash, isUsable ? kept.offset : 0, size)
+      await hashFile(file, hash, size)
       return digestSoFar(hash, algorithm)
     } catch (error) {
       throw toStorageError(error)
@@ -257,13 +256,14 @@ class FsBlobStore implements BlobStore {
     await this.#directories.close()
   }
 
-  /** The running hash of the bytes before `offset`, if this process saw them all. */
-  #takeHash(uploadId: string, options: AppendOptions): { hash: Hash } | undefined {
+  /**
+   * The running hash of the bytes before `offset`, if this process saw them all. It counts only when it stands
+   * at the digest that was acknowledged: bytes that were refused, or that another worker added, are not in it.
+   */
+  #takeHash(uploadId: string, options: AppendOptions): Hash | undefined {
+    if (options.offset === 0) return createHash(options.algorithm)
     const kept = this.#hashes.get(uploadId)
-    if (kept?.algorithm === options.algorithm && kept.offset === options.offset) {
-      return { hash: kept.hash.copy() }
-    }
-    return options.offset === 0 ? { hash: createHash(options.algorithm) } : undefined
+    return kept !== undefined && kept.digest === options.digest ? kept.hash.copy() : undefined
   }
 
   #keepHash(uploadId: string, running: RunningHash): void {
@@ -275,11 +275,11 @@ class FsBlobStore implements BlobStore {
   }
 }
 
-async function hashFile(file: FileHandle, hash: Hash, start: number, end: number): Promise<void> {
-  const buffer = Buffer.allocUnsafeSlow(Math.min(hashBufferSize, Math.max(1, end - start)))
-  let position = start
-  while (position < end) {
-    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, end - position), position)
+async function hashFile(file: FileHandle, hash: Hash, size: number): Promise<void> {
+  const buffer = Buffer.allocUnsafeSlow(Math.min(hashBufferSize, Math.max(1, size)))
+  let position = 0
+  while (position < size) {
+    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, size - position), position)
     if (bytesRead === 0) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
     hash.update(buffer.subarray(0, bytesRead))
     position += bytesRead

@@ -38,9 +38,9 @@ export async function startWorker(config: Config, options: WorkerOptions): Promi
       void flushLogger(logger).then(() => process.exit(70))
     },
   })
-  await app.server.listen({ host: config.listen.host, port: config.listen.port, backlog: 1024 })
+  await app.http.listen({ host: config.listen.host, port: config.listen.port, backlog: 1024 })
   const stopWatching = watchCertificate(app, config, logger)
-  const address = app.server.server.address()
+  const address = app.http.server.address()
   return {
     address: {
       host: config.listen.host,
@@ -48,7 +48,7 @@ export async function startWorker(config: Config, options: WorkerOptions): Promi
     },
     async stop() {
       stopWatching()
-      const timer = setTimeout(() => app.server.server.closeAllConnections(), config.timeouts.shutdown)
+      const timer = setTimeout(() => app.http.server.closeAllConnections(), config.timeouts.shutdown)
       await app.close()
       clearTimeout(timer)
       lock.release()
@@ -63,7 +63,7 @@ function watchCertificate(app: App, config: Config, logger: Logger): () => void 
   const reload = async () => {
     try {
       const tls = await readTls(config)
-      if (tls !== undefined) (app.server.server as unknown as TlsServer).setSecureContext(tls)
+      if (tls !== undefined) (app.http.server as unknown as TlsServer).setSecureContext(tls)
       logger.info('took up the new certificate')
     } catch (error) {
       logger.error({ err: error }, 'the new certificate cannot be used: the old one stays')

@@ -24,11 +24,23 @@ export interface ServerOptions {
   readonly tls: { readonly cert: string; readonly key: string } | undefined
 }
 
+/** The HTTP server of one process. */
+export interface HttpServer {
+  readonly app: FastifyInstance
+  /** Stops listening and resolves when the last request is over. */
+  close(): Promise<void>
+}
+
 /**
  * Builds the HTTP server from the endpoint table. Fastify routes and ends; the bodies and the replies are ours,
  * since every header on the wire counts here and no body may be touched (protocol section 16).
  */
-export function createServer(options: ServerOptions): FastifyInstance {
+export function createServer(options: ServerOptions): HttpServer {
+  const running = new Set<Promise<void>>()
+  const track = (work: Promise<void>) => {
+    running.add(work)
+    return work.finally(() => running.delete(work))
+  }
   const app = fastify({
     ...(options.tls === undefined ? {} : { https: options.tls }),
     exposeHeadRoutes: false,
@@ -53,22 +65,27 @@ export function createServer(options: ServerOptions): FastifyInstance {
       url: route.path,
       handler: (request, reply) => {
         reply.hijack()
-        return serve(options, request.raw, reply.raw, {
-          route,
-          params: request.params as Record<string, string>,
-        })
+        const params = request.params as Record<string, string>
+        return track(serve(options, request.raw, reply.raw, { route, params }))
       },
     })
   }
   app.setNotFoundHandler((request, reply) => {
     reply.hijack()
-    return serve(options, request.raw, reply.raw, undefined)
+    return track(serve(options, request.raw, reply.raw, undefined))
   })
   app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
     noteExpectation(request)
     app.server.emit('request', request, response)
   })
-  return app
+  return {
+    app,
+    async close() {
+      await app.close()
+      // A connection that was cut off may leave its handler at work, keeping what has arrived.
+      await Promise.allSettled(running)
+    },
+  }
 }
 
 /** Bytes of a connection that are counted already: it serves many requests. */

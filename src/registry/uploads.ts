@@ -230,7 +230,8 @@ export class UploadService {
     if (chunk.open === undefined && upload.offset > 0) {
       return { size: upload.offset, digest: upload.digest, failure: undefined }
     }
-    return this.#blobs.append(upload.id, chunk.open?.(), { offset: upload.offset, limit, algorithm })
+    const { offset, digest } = upload
+    return this.#blobs.append(upload.id, chunk.open?.(), { offset, digest, limit, algorithm })
   }
 
   /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */
