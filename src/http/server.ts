@@ -81,7 +81,13 @@ export function createServer(options: ServerOptions): HttpServer {
   return {
     app,
     async close() {
-      await app.close()
+      // A connection that answers its last request becomes idle only then.
+      const timer = setInterval(() => app.server.closeIdleConnections(), 50)
+      try {
+        await app.close()
+      } finally {
+        clearInterval(timer)
+      }
       // A connection that was cut off may leave its handler at work, keeping what has arrived.
       await Promise.allSettled(running)
     },
