@@ -1,6 +1,6 @@
 import { createHash, type Hash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { type Algorithm, algorithmOf, type Digest, digestSoFar, encodedOf } from '../src/oci/digest.js'
@@ -210,8 +210,9 @@ class FsBlobStore implements BlobStore {
     this.#hashes.delete(uploadId)
     const from = this.#layout.upload(uploadId)
     try {
-      const stored = await stat(from)
-      if (stored.size !== size) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      const stored = await lstat(from)
+      if (!stored.isFile() || stored.size < size) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+      if (stored.size > size) await cutOff(from, size)
       await rename(from, this.#layout.blob(digest))
       await this.#directories.sync(this.#layout.blobDirectory(digest))
     } catch (error) {
@@ -263,7 +264,8 @@ class FsBlobStore implements BlobStore {
   #takeHash(uploadId: string, options: AppendOptions): Hash | undefined {
     if (options.offset === 0) return createHash(options.algorithm)
     const kept = this.#hashes.get(uploadId)
-    return kept !== undefined && kept.digest === options.digest ? kept.hash.copy() : undefined
+    const isCurrent = kept !== undefined && kept.digest === options.digest
+    return isCurrent && algorithmOf(kept.digest) === options.algorithm ? kept.hash.copy() : undefined
   }
 
   #keepHash(uploadId: string, running: RunningHash): void {
@@ -283,6 +285,17 @@ async function hashFile(file: FileHandle, hash: Hash, size: number): Promise<voi
     if (bytesRead === 0) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
     hash.update(buffer.subarray(0, bytesRead))
     position += bytesRead
+  }
+}
+
+/** Drops what a refused or an interrupted append has left beyond the acknowledged bytes. */
+async function cutOff(path: string, size: number): Promise<void> {
+  const file = await open(path, O_RDWR | O_NOFOLLOW)
+  try {
+    await file.truncate(size)
+    await file.datasync()
+  } finally {
+    await file.close()
   }
 }
 

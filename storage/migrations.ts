@@ -6,6 +6,26 @@ interface Migration {
   readonly sql: string
 }
 
+/** Each change of users, tokens or grants raises the version by which servers know that what they remember is old. */
+const accessTriggers = [
+  ['user', 'INSERT'],
+  ['user', 'UPDATE'],
+  ['user', 'DELETE'],
+  ['user_group', 'INSERT'],
+  ['user_group', 'DELETE'],
+  ['access_token', 'INSERT'],
+  ['access_token', 'DELETE'],
+  ['access_grant', 'INSERT'],
+  ['access_grant', 'DELETE'],
+]
+  .map(
+    ([table, event]) =>
+      `CREATE TRIGGER ${table}_${event}_noted AFTER ${event} ON ${table} BEGIN
+         UPDATE access_state SET version = version + 1;
+       END;`,
+  )
+  .join('\n')
+
 /*
  * Digests are kept as text: readable in any SQLite shell, and the tables that repeat them often point at a row
  * by its id instead. `bytes` is the last column of `manifest` so that a query for the other columns does not
@@ -95,6 +115,53 @@ const migrations: readonly Migration[] = [
       CREATE TRIGGER blob_removed AFTER DELETE ON blob BEGIN
         UPDATE total SET blobs = blobs - 1, blob_bytes = blob_bytes - old.size;
       END;
+    `,
+  },
+  {
+    version: 2,
+    sql: `
+      CREATE TABLE user (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        password_hash TEXT NOT NULL,
+        is_admin INTEGER NOT NULL,
+        is_disabled INTEGER NOT NULL DEFAULT 0,
+        epoch INTEGER NOT NULL DEFAULT 1,
+        created_at INTEGER NOT NULL
+      ) STRICT;
+
+      CREATE TABLE user_group (
+        user_id INTEGER NOT NULL REFERENCES user (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        PRIMARY KEY (user_id, name)
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE access_token (
+        id TEXT PRIMARY KEY,
+        user_id INTEGER NOT NULL REFERENCES user (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        secret_hash TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER,
+        used_at INTEGER,
+        UNIQUE (user_id, name)
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE access_grant (
+        kind TEXT NOT NULL CHECK (kind IN ('user', 'group', 'authenticated', 'anonymous')),
+        name TEXT NOT NULL,
+        pattern TEXT NOT NULL,
+        permission TEXT NOT NULL CHECK (permission IN ('pull', 'push', 'delete', 'admin')),
+        PRIMARY KEY (kind, name, pattern, permission)
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE access_state (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        version INTEGER NOT NULL
+      ) STRICT;
+      INSERT INTO access_state VALUES (1, 1);
+      ${accessTriggers}
     `,
   },
 ]

@@ -1,10 +1,9 @@
 import { stat } from 'node:fs/promises'
-import { Worker } from 'node:worker_threads'
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import { RegistryError } from '../src/oci/errors.js'
 import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
-import { errorCode, toStorageError } from './errors.js'
+import type { AccessStore } from './access-store.js'
+import { toStorageError } from './errors.js'
 import type {
   ManifestHead,
   MetadataStore,
@@ -17,26 +16,10 @@ import type {
   Upload,
 } from './metadata-store.js'
 import { migrate } from './migrations.js'
+import { SqliteAccessStore } from './sqlite-access-store.js'
 import { openDatabase } from './sqlite-connection.js'
-import { type Operations, toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
-import type { WriteReply, WriteRequest } from './sqlite-writer.js'
-
-/** Operations that are committed together at the most. */
-const largestBatch = 128
-
-/** Operations that may wait for the writer; more are refused (503), so that memory stays bounded. */
-const longestQueue = 10_000
-
-/** After these the database's state is in doubt: no further write is tried on it (reliability R52). */
-const poisonous = /^SQLITE_(?:IOERR|CORRUPT|NOTADB)/
-
-/** What the driver is told. */
-export interface SqliteOptions {
-  /** The database file. */
-  readonly path: string
-  /** Called once when writing failed in a way that only a restart can mend. */
-  readonly onFatal: (error: Error) => void
-}
+import { toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
+import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
 /**
  * Creates the database file or brings it to the current schema. To be called before any store is opened, by
@@ -53,114 +36,28 @@ export function prepareSqlite(path: string): void {
   }
 }
 
+/** The two ports that one database serves. Closing the first closes both. */
+export interface SqliteStores {
+  readonly metadata: MetadataStore
+  readonly access: AccessStore
+}
+
 /**
- * Opens the SQLite driver: this thread reads, a thread of its own writes.
+ * Opens the SQLite drivers: this thread reads, a thread of its own writes.
  * @throws when the database cannot be opened
  */
-export async function openSqliteMetadataStore(options: SqliteOptions): Promise<MetadataStore> {
+export async function openSqliteStores(options: WriterOptions): Promise<SqliteStores> {
   const writer = await Writer.start(options)
-  return new SqliteMetadataStore(options.path, openDatabase(options.path, 'reader'), writer)
+  const db = openDatabase(options.path, 'reader')
+  return {
+    metadata: new SqliteMetadataStore(options.path, db, writer),
+    access: new SqliteAccessStore(db, writer),
+  }
 }
 
-interface Waiting {
-  readonly request: WriteRequest
-  readonly resolve: (value: unknown) => void
-  readonly reject: (error: Error) => void
-}
-
-/** This side of the writer thread: queues operations and hands them over in batches. */
-class Writer {
-  readonly #worker: Worker
-  readonly #onFatal: (error: Error) => void
-  #queue: Waiting[] = []
-  #inFlight: Waiting[] = []
-  #dead: Error | undefined
-  #idle: (() => void) | undefined
-
-  static async start(options: SqliteOptions): Promise<Writer> {
-    const worker = new Worker(new URL('./sqlite-writer.js', import.meta.url), { workerData: options.path })
-    await new Promise<void>((resolve, reject) => {
-      worker.once('message', () => resolve())
-      worker.once('error', reject)
-    })
-    return new Writer(worker, options.onFatal)
-  }
-
-  private constructor(worker: Worker, onFatal: (error: Error) => void) {
-    this.#worker = worker
-    this.#onFatal = onFatal
-    worker.removeAllListeners('error')
-    worker.on('message', (replies: readonly WriteReply[]) => this.#settle(replies))
-    worker.on('error', (error: Error) => this.#die(error))
-  }
-
-  run<Name extends keyof Operations>(
-    operation: Name,
-    ...args: Parameters<Operations[Name]>
-  ): Promise<ReturnType<Operations[Name]>> {
-    return new Promise((resolve, reject) => {
-      if (this.#dead !== undefined) return reject(toStorageError(this.#dead))
-      if (this.#queue.length >= longestQueue) {
-        return reject(new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 }))
-      }
-      this.#queue.push({
-        request: { operation, args },
-        resolve: resolve as (value: unknown) => void,
-        reject,
-      })
-      this.#flush()
-    })
-  }
-
-  #flush(): void {
-    if (this.#inFlight.length > 0) return
-    if (this.#queue.length === 0) {
-      this.#idle?.()
-      return
-    }
-    this.#inFlight = this.#queue.splice(0, largestBatch)
-    this.#worker.postMessage(this.#inFlight.map((waiting) => waiting.request))
-  }
-
-  #settle(replies: readonly WriteReply[]): void {
-    const settled = this.#inFlight
-    this.#inFlight = []
-    for (const [at, waiting] of settled.entries()) {
-      const reply = replies[at]
-      if (reply?.ok === true) waiting.resolve(reply.value)
-      else this.#refuse(waiting, reply)
-    }
-    this.#flush()
-  }
-
-  #refuse(waiting: Waiting, reply: WriteReply | undefined): void {
-    const error = Object.assign(new Error(reply?.ok === false ? reply.message : 'no reply'), {
-      code: reply?.ok === false ? reply.code : '',
-    })
-    waiting.reject(toStorageError(error))
-    if (poisonous.test(errorCode(error))) this.#die(error)
-  }
-
-  #die(error: Error): void {
-    if (this.#dead !== undefined) return
-    this.#dead = error
-    for (const waiting of [...this.#inFlight, ...this.#queue]) waiting.reject(toStorageError(error))
-    this.#inFlight = []
-    this.#queue = []
-    this.#onFatal(error)
-  }
-
-  /** Waits for what is queued, then closes the thread's connection. */
-  async close(): Promise<void> {
-    if (this.#dead === undefined && (this.#inFlight.length > 0 || this.#queue.length > 0)) {
-      await new Promise<void>((resolve) => {
-        this.#idle = resolve
-      })
-    }
-    const exited = new Promise((resolve) => this.#worker.once('exit', resolve))
-    this.#worker.postMessage('close')
-    await exited
-  }
+/** Opens the metadata alone. @throws when the database cannot be opened */
+export async function openSqliteMetadataStore(options: WriterOptions): Promise<MetadataStore> {
+  return (await openSqliteStores(options)).metadata
 }
 
 type ManifestRow = { digest: Digest; mediaType: string; size: number; bytes: Uint8Array }

@@ -3,6 +3,7 @@ import type { Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import type { Condition, NewManifest, PutManifestResult, Upload } from './metadata-store.js'
+import { prepareAccessOperations } from './sqlite-access-operations.js'
 
 /** A row of `upload` as the driver reads it. */
 export interface UploadRow {
@@ -37,6 +38,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseTurn',
   'releaseTurns',
   'removeUpload',
+  'touchAccessTokens',
 ])
 
 export function prepareOperations(db: Database) {
@@ -47,6 +49,7 @@ export function prepareOperations(db: Database) {
     ...uploads,
     ...blobs,
     ...manifests,
+    ...prepareAccessOperations(db),
 
     finishUpload(
       id: string,

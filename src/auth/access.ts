@@ -1,4 +1,8 @@
+import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import type { Action } from './grants.js'
+
+export type { Action }
 
 /** Who asks. The empty name is anonymous. */
 export interface Identity {
@@ -7,22 +11,60 @@ export interface Identity {
 
 export const anonymous: Identity = { name: '' }
 
-/** What is asked for, in the protocol's own words. */
-export type Action = 'pull' | 'push' | 'delete'
-
 /** What is acted on. */
 export type Resource =
   | { readonly type: 'repository'; readonly name: RepositoryName }
   /** The list of repositories. */
   | { readonly type: 'catalog' }
-  /** The registry itself: `/v2/` and what is not about a repository. */
+  /** The registry itself: `/v2/`. */
   | { readonly type: 'registry' }
+
+/** What a request says about who sent it. */
+export interface Credentials {
+  /** The Authorization header. */
+  readonly authorization: string | undefined
+  /** The client's address, behind trusted proxies the one that they name. */
+  readonly address: string
+}
+
+/** Somebody who asks, with what he may do. */
+export interface Caller {
+  readonly identity: Identity
+  /** Whether the caller may do this in the repository, now: never more than his grants say. */
+  may(action: Action, repository: RepositoryName): boolean
+}
 
 /** The one place that says yes or no. */
 export interface AccessPolicy {
-  /** Who sent these credentials (the Authorization header). */
-  identify(authorization: string | undefined): Identity
-  mayDo(identity: Identity, action: Action, resource: Resource): boolean
+  /**
+   * Finds out who asks.
+   * @throws ChallengeError for credentials that are wrong, expired or revoked
+   * @throws RegistryError TOOMANYREQUESTS for somebody who guesses
+   */
+  authenticate(credentials: Credentials): Promise<Caller>
+  /** @throws ChallengeError, or RegistryError DENIED, when the caller may not do this */
+  authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void
+}
+
+/**
+ * "Tell me who you are, or get a token for this" (401). The reply carries a challenge that tells where
+ * (protocol 9.1).
+ */
+export class ChallengeError extends RegistryError {
+  /** What a token is needed for, as clients ask for it; undefined for `/v2/`. */
+  readonly scope: string | undefined
+  /** Why the token that was sent does not do; undefined when none was sent (protocol AU-08). */
+  readonly problem: 'invalid_token' | 'insufficient_scope' | undefined
+
+  constructor(
+    scope: string | undefined,
+    problem: 'invalid_token' | 'insufficient_scope' | undefined,
+    message?: string,
+  ) {
+    super('UNAUTHORIZED', message)
+    this.scope = scope
+    this.problem = problem
+  }
 }
 
 /**
@@ -30,6 +72,8 @@ export interface AccessPolicy {
  * unless told otherwise.
  */
 export const openAccess: AccessPolicy = {
-  identify: () => anonymous,
-  mayDo: () => true,
+  async authenticate() {
+    return { identity: anonymous, may: () => true }
+  },
+  authorize: () => undefined,
 }

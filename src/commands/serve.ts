@@ -130,6 +130,8 @@ async function startWorkers(config: Config, stores: Stores, logger: Logger) {
 
   function start(): Worker {
     const worker = cluster.fork({ UV_THREADPOOL_SIZE: threadpoolSize() ?? fileThreads })
+    // A message to a worker that has just died: its exit says all there is to say.
+    worker.on('error', (error) => logger.debug({ err: error }, 'a worker could not be told'))
     worker.on('message', (message: FromWorker) => {
       if (message.type === 'hello') {
         worker.send({ type: 'start', config, name: processName(worker) } satisfies ToWorker)

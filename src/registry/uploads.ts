@@ -108,29 +108,40 @@ export class UploadService {
    * @throws RegistryError BLOB_UPLOAD_UNKNOWN, DIGEST_INVALID, SIZE_INVALID, BLOB_TOO_LARGE
    */
   async finishUpload(key: UploadKey, digest: Digest, chunk: Chunk): Promise<void> {
-    if (await this.#isFinished(key, digest)) return
-    await this.#withTurn(key, async (upload, holder) => {
-      const complete = await this.#appendLast(upload, chunk, digest)
-      const actual =
-        complete.digest !== undefined && algorithmOf(complete.digest) === algorithmOf(digest)
-          ? complete.digest
-          : await this.#blobs.digestUpload(key.id, algorithmOf(digest), complete.size)
-      if (actual !== digest) {
-        await this.#drop(key.id, holder)
-        throw new RegistryError(
-          'DIGEST_INVALID',
-          'the bytes that arrived have another digest: push them again',
-          {
-            detail: { digest, received: actual },
-          },
-        )
-      }
-      await this.#blobs.commit(key.id, digest, complete.size)
-      const blob = { digest, size: complete.size }
-      if (!(await this.#metadata.finishUpload(key.id, holder, blob, Date.now()))) {
-        throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
-      }
-    })
+    try {
+      await this.#withTurn(key, (upload, holder) => this.#finish(key, digest, chunk, { upload, holder }))
+    } catch (error) {
+      const isUnknown = error instanceof RegistryError && error.kind === 'BLOB_UPLOAD_UNKNOWN'
+      if (!isUnknown || !(await this.#isFinished(key, digest))) throw error
+    }
+  }
+
+  async #finish(
+    key: UploadKey,
+    digest: Digest,
+    chunk: Chunk,
+    { upload, holder }: { upload: Upload; holder: string },
+  ): Promise<void> {
+    const complete = await this.#appendLast(upload, chunk, digest)
+    const actual =
+      complete.digest !== undefined && algorithmOf(complete.digest) === algorithmOf(digest)
+        ? complete.digest
+        : await this.#blobs.digestUpload(key.id, algorithmOf(digest), complete.size)
+    if (actual !== digest) {
+      await this.#drop(key.id, holder)
+      throw new RegistryError(
+        'DIGEST_INVALID',
+        'the bytes that arrived have another digest: push them again',
+        {
+          detail: { digest, received: actual },
+        },
+      )
+    }
+    await this.#blobs.commit(key.id, digest, complete.size)
+    const blob = { digest, size: complete.size }
+    if (!(await this.#metadata.finishUpload(key.id, holder, blob, Date.now()))) {
+      throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
+    }
   }
 
   /**

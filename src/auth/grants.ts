@@ -1,0 +1,56 @@
+import type { Permission } from '../../storage/access-store.js'
+import {
+  matchesRepository,
+  parseRepositoryPattern,
+  type RepositoryPattern,
+} from '../oci/repository-pattern.js'
+
+export type { Permission }
+
+export const permissions: readonly Permission[] = ['pull', 'push', 'delete', 'admin']
+
+/** What the protocol's scopes name. */
+export type Action = 'pull' | 'push' | 'delete'
+
+export const actions: readonly Action[] = ['pull', 'push', 'delete']
+
+const actionsOf: Readonly<Record<Permission, readonly Action[]>> = {
+  pull: ['pull'],
+  push: ['pull', 'push'],
+  delete: ['pull', 'delete'],
+  admin: ['pull', 'push', 'delete'],
+}
+
+/** Whether the text names a permission. */
+export function isPermission(text: string): text is Permission {
+  return permissions.some((permission) => permission === text)
+}
+
+/** Anything that gives permissions in the repositories of a pattern. */
+export interface Rule {
+  readonly pattern: string
+  readonly permissions: readonly Permission[]
+}
+
+/** Rules, ready to be asked. They only ever add up: none takes away. */
+export class RuleSet<R extends Rule = Rule> {
+  readonly #rules: readonly { readonly pattern: RepositoryPattern; readonly rule: R }[]
+
+  /** @throws RangeError for a pattern that is none */
+  constructor(rules: readonly R[]) {
+    this.#rules = rules.map((rule) => ({ pattern: parseRepositoryPattern(rule.pattern), rule }))
+  }
+
+  /** The first rule that lets the action be done in the repository. */
+  find(action: Action, repository: string): R | undefined {
+    return this.#rules.find(
+      ({ pattern, rule }) =>
+        rule.permissions.some((permission) => actionsOf[permission].includes(action)) &&
+        matchesRepository(pattern, repository),
+    )?.rule
+  }
+
+  allows(action: Action, repository: string): boolean {
+    return this.find(action, repository) !== undefined
+  }
+}

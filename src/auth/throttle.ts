@@ -1,0 +1,85 @@
+import { RegistryError } from '../oci/errors.js'
+import { LeastRecentlyUsed } from './lru.js'
+
+/** Wrong logins that an address has free, and how fast it gets new ones. */
+const burst = 30
+const perSecond = 0.5
+
+/** A wrong login for an account that is under attack is answered later: up to this many milliseconds. */
+const longestPenalty = 2000
+const penaltyStep = 100
+/** Wrong logins for one account until the penalty begins, and the time after which they are forgotten. */
+const freeFailures = 5
+const forgetAfter = 300_000
+
+/** Addresses and accounts that are remembered. */
+const mostEntries = 10_000
+
+/** Answers that may be held back at once. */
+const mostHeldBack = 500
+
+interface Bucket {
+  level: number
+  at: number
+}
+
+/**
+ * Slows guessing down without locking anybody out: an address that guesses is sent away before its guesses cost
+ * anything, and an account that is guessed at answers wrong passwords slowly. A right password is never delayed
+ * by what others do, and an address that has logged in as somebody keeps a bucket of its own for him.
+ *
+ * This is memory of one process on purpose: what is forgotten with it costs an attacker's guesses a fresh start.
+ */
+export class Throttle {
+  readonly #buckets = new LeastRecentlyUsed<string, Bucket>(mostEntries)
+  readonly #failures = new LeastRecentlyUsed<string, Bucket>(mostEntries)
+  readonly #known = new LeastRecentlyUsed<string, true>(mostEntries)
+  #heldBack = 0
+
+  /** @throws RegistryError TOOMANYREQUESTS when this address has guessed too much */
+  admit(address: string, account: string): void {
+    const bucket = this.#bucket(address, account)
+    if (bucket.level >= 1) {
+      bucket.level--
+      return
+    }
+    throw new RegistryError('TOOMANYREQUESTS', 'too many wrong logins from this address: try again later', {
+      retryAfter: Math.ceil((1 - bucket.level) / perSecond),
+    })
+  }
+
+  /** A right password gives the attempt back and makes the pair known. */
+  succeeded(address: string, account: string): void {
+    const bucket = this.#bucket(address, account)
+    bucket.level = Math.min(burst, bucket.level + 1)
+    this.#known.set(pair(address, account), true)
+  }
+
+  /** Resolves when the wrong password may be answered. */
+  async failed(account: string): Promise<void> {
+    const now = performance.now()
+    const old = this.#failures.get(account)
+    const count = old === undefined || now - old.at > forgetAfter ? 1 : old.level + 1
+    this.#failures.set(account, { level: count, at: now })
+    const penalty = Math.min(longestPenalty, penaltyStep * Math.max(0, count - freeFailures))
+    if (penalty === 0 || this.#heldBack >= mostHeldBack) return
+    this.#heldBack++
+    await new Promise((resolve) => setTimeout(resolve, penalty))
+    this.#heldBack--
+  }
+
+  #bucket(address: string, account: string): Bucket {
+    const own = pair(address, account)
+    const key = this.#known.get(own) === true ? own : address
+    const now = performance.now()
+    const bucket = this.#buckets.get(key) ?? { level: burst, at: now }
+    bucket.level = Math.min(burst, bucket.level + ((now - bucket.at) / 1000) * perSecond)
+    bucket.at = now
+    this.#buckets.set(key, bucket)
+    return bucket
+  }
+}
+
+function pair(address: string, account: string): string {
+  return `${address} ${account}`
+}

@@ -1,0 +1,150 @@
+import type { Database } from 'better-sqlite3'
+import type { AccessSettings, AccessToken, Grant, Subject } from './access-store.js'
+
+/** A subject's name in the index; the two that stand for everybody have none. */
+export function subjectName(subject: Subject): string {
+  return 'name' in subject ? subject.name : ''
+}
+
+/** The operations that write users, tokens and grants; see prepareOperations. */
+export function prepareAccessOperations(db: Database) {
+  return { ...prepareUsers(db), ...prepareTokens(db), ...prepareGrants(db) }
+}
+
+function prepareUsers(db: Database) {
+  const add = db.prepare(
+    `INSERT INTO user (name, password_hash, is_admin, created_at) VALUES (?, ?, ?, ?)
+     ON CONFLICT (name) DO NOTHING`,
+  )
+  const setPassword = db.prepare('UPDATE user SET password_hash = ?, epoch = epoch + 1 WHERE name = ?')
+  const rehash = db.prepare('UPDATE user SET password_hash = ? WHERE name = ? AND password_hash = ?')
+  const setDisabled = db.prepare('UPDATE user SET is_disabled = ?, epoch = epoch + ? WHERE name = ?')
+  const setAdmin = db.prepare('UPDATE user SET is_admin = ? WHERE name = ?')
+  const remove = db.prepare('DELETE FROM user WHERE name = ?')
+  const removeGrants = db.prepare("DELETE FROM access_grant WHERE kind = 'user' AND name = ?")
+  const setGroups = prepareSetGroups(db)
+
+  return {
+    addUser(
+      user: { readonly name: string; readonly passwordHash: string; readonly isAdmin: boolean },
+      now: number,
+    ): boolean {
+      return add.run(user.name, user.passwordHash, Number(user.isAdmin), now).changes === 1
+    },
+
+    setPassword(name: string, passwordHash: string): boolean {
+      return setPassword.run(passwordHash, name).changes === 1
+    },
+
+    rehashPassword(name: string, oldHash: string, newHash: string): boolean {
+      return rehash.run(newHash, name, oldHash).changes === 1
+    },
+
+    setDisabled(name: string, isDisabled: boolean): boolean {
+      return setDisabled.run(Number(isDisabled), Number(isDisabled), name).changes === 1
+    },
+
+    setAdmin(name: string, isAdmin: boolean): boolean {
+      return setAdmin.run(Number(isAdmin), name).changes === 1
+    },
+
+    removeUser(name: string): boolean {
+      removeGrants.run(name)
+      return remove.run(name).changes === 1
+    },
+
+    setGroups,
+  }
+}
+
+function prepareSetGroups(db: Database) {
+  const find = db.prepare<[string], number>('SELECT id FROM user WHERE name = ?').pluck()
+  const clear = db.prepare('DELETE FROM user_group WHERE user_id = ?')
+  const add = db.prepare('INSERT INTO user_group (user_id, name) VALUES (?, ?) ON CONFLICT DO NOTHING')
+  return function setGroups(name: string, groups: readonly string[]): boolean {
+    const id = find.get(name)
+    if (id === undefined) return false
+    clear.run(id)
+    for (const group of groups) add.run(id, group)
+    return true
+  }
+}
+
+function prepareTokens(db: Database) {
+  const findUser = db.prepare<[string], number>('SELECT id FROM user WHERE name = ?').pluck()
+  const add = db.prepare(
+    `INSERT INTO access_token (id, user_id, name, secret_hash, scopes, created_at, expires_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, name) DO NOTHING`,
+  )
+  const remove = db.prepare(
+    'DELETE FROM access_token WHERE user_id = (SELECT id FROM user WHERE name = ?) AND name = ?',
+  )
+  const touch = db.prepare(
+    `UPDATE access_token SET used_at = ? WHERE id IN (SELECT value FROM json_each(?))
+     AND (used_at IS NULL OR used_at < ?)`,
+  )
+
+  return {
+    addAccessToken(token: Omit<AccessToken, 'usedAt'>): 'added' | 'no-user' | 'taken' {
+      const user = findUser.get(token.user)
+      if (user === undefined) return 'no-user'
+      const { id, name, secretHash, createdAt, expiresAt } = token
+      const scopes = JSON.stringify(token.scopes)
+      const added = add.run(id, user, name, secretHash, scopes, createdAt, expiresAt ?? null)
+      return added.changes === 1 ? 'added' : 'taken'
+    },
+
+    removeAccessToken(user: string, name: string): boolean {
+      return remove.run(user, name).changes === 1
+    },
+
+    touchAccessTokens(ids: readonly string[], now: number): void {
+      touch.run(now, JSON.stringify(ids), now - 60_000)
+    },
+  }
+}
+
+function prepareGrants(db: Database) {
+  const hasUser = db.prepare('SELECT 1 FROM user WHERE name = ?').pluck()
+  const insert = db.prepare(
+    `INSERT INTO access_grant (kind, name, pattern, permission) VALUES (?, ?, ?, ?)
+     ON CONFLICT DO NOTHING`,
+  )
+  const remove = db.prepare(
+    'DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ? AND permission = ?',
+  )
+  const listUsers = db.prepare<[], string>('SELECT name FROM user').pluck()
+  const clearGrants = db.prepare('DELETE FROM access_grant')
+  const setGroups = prepareSetGroups(db)
+
+  function isUnknownUser(grant: Grant): boolean {
+    return grant.subject.kind === 'user' && hasUser.get(grant.subject.name) === undefined
+  }
+
+  function store({ subject, pattern, permission }: Grant): boolean {
+    return insert.run(subject.kind, subjectName(subject), pattern, permission).changes === 1
+  }
+
+  return {
+    addGrant(grant: Grant): 'added' | 'there' | 'no-user' {
+      if (isUnknownUser(grant)) return 'no-user'
+      return store(grant) ? 'added' : 'there'
+    },
+
+    removeGrant({ subject, pattern, permission }: Grant): boolean {
+      return remove.run(subject.kind, subjectName(subject), pattern, permission).changes === 1
+    },
+
+    /** Everything is checked before anything is changed. */
+    applyAccess({ groups, grants }: AccessSettings): string[] {
+      const members = Object.keys(groups).filter((name) => hasUser.get(name) === undefined)
+      const grantees = grants.filter(isUnknownUser).map((grant) => subjectName(grant.subject))
+      const unknown = [...new Set([...members, ...grantees])]
+      if (unknown.length > 0) return unknown
+      for (const name of listUsers.all()) setGroups(name, groups[name] ?? [])
+      clearGrants.run()
+      for (const grant of grants) store(grant)
+      return []
+    },
+  }
+}

@@ -1,0 +1,123 @@
+import { Worker } from 'node:worker_threads'
+import { RegistryError } from '../src/oci/errors.js'
+import { errorCode, toStorageError } from './errors.js'
+import type { Operations } from './sqlite-operations.js'
+import type { WriteReply, WriteRequest } from './sqlite-writer.js'
+
+/** Operations that are committed together at the most. */
+const largestBatch = 128
+
+/** Operations that may wait for the writer; more are refused (503), so that memory stays bounded. */
+const longestQueue = 10_000
+
+/** After these the database's state is in doubt: no further write is tried on it (reliability R52). */
+const poisonous = /^SQLITE_(?:IOERR|CORRUPT|NOTADB)/
+
+/** What the writer is told. */
+export interface WriterOptions {
+  /** The database file. */
+  readonly path: string
+  /** Called once when writing failed in a way that only a restart can mend. */
+  readonly onFatal: (error: Error) => void
+}
+
+interface Waiting {
+  readonly request: WriteRequest
+  readonly resolve: (value: unknown) => void
+  readonly reject: (error: Error) => void
+}
+
+/** This side of the writer thread: queues operations and hands them over in batches. */
+export class Writer {
+  readonly #worker: Worker
+  readonly #onFatal: (error: Error) => void
+  #queue: Waiting[] = []
+  #inFlight: Waiting[] = []
+  #dead: Error | undefined
+  #idle: (() => void) | undefined
+
+  static async start(options: WriterOptions): Promise<Writer> {
+    const worker = new Worker(new URL('./sqlite-writer.js', import.meta.url), { workerData: options.path })
+    await new Promise<void>((resolve, reject) => {
+      worker.once('message', () => resolve())
+      worker.once('error', reject)
+    })
+    return new Writer(worker, options.onFatal)
+  }
+
+  private constructor(worker: Worker, onFatal: (error: Error) => void) {
+    this.#worker = worker
+    this.#onFatal = onFatal
+    worker.removeAllListeners('error')
+    worker.on('message', (replies: readonly WriteReply[]) => this.#settle(replies))
+    worker.on('error', (error: Error) => this.#die(error))
+  }
+
+  run<Name extends keyof Operations>(
+    operation: Name,
+    ...args: Parameters<Operations[Name]>
+  ): Promise<ReturnType<Operations[Name]>> {
+    return new Promise((resolve, reject) => {
+      if (this.#dead !== undefined) return reject(toStorageError(this.#dead))
+      if (this.#queue.length >= longestQueue) {
+        return reject(new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 }))
+      }
+      this.#queue.push({
+        request: { operation, args },
+        resolve: resolve as (value: unknown) => void,
+        reject,
+      })
+      this.#flush()
+    })
+  }
+
+  #flush(): void {
+    if (this.#inFlight.length > 0) return
+    if (this.#queue.length === 0) {
+      this.#idle?.()
+      return
+    }
+    this.#inFlight = this.#queue.splice(0, largestBatch)
+    this.#worker.postMessage(this.#inFlight.map((waiting) => waiting.request))
+  }
+
+  #settle(replies: readonly WriteReply[]): void {
+    const settled = this.#inFlight
+    this.#inFlight = []
+    for (const [at, waiting] of settled.entries()) {
+      const reply = replies[at]
+      if (reply?.ok === true) waiting.resolve(reply.value)
+      else this.#refuse(waiting, reply)
+    }
+    this.#flush()
+  }
+
+  #refuse(waiting: Waiting, reply: WriteReply | undefined): void {
+    const error = Object.assign(new Error(reply?.ok === false ? reply.message : 'no reply'), {
+      code: reply?.ok === false ? reply.code : '',
+    })
+    waiting.reject(toStorageError(error))
+    if (poisonous.test(errorCode(error))) this.#die(error)
+  }
+
+  #die(error: Error): void {
+    if (this.#dead !== undefined) return
+    this.#dead = error
+    for (const waiting of [...this.#inFlight, ...this.#queue]) waiting.reject(toStorageError(error))
+    this.#inFlight = []
+    this.#queue = []
+    this.#onFatal(error)
+  }
+
+  /** Waits for what is queued, then closes the thread's connection. */
+  async close(): Promise<void> {
+    if (this.#dead === undefined && (this.#inFlight.length > 0 || this.#queue.length > 0)) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve
+      })
+    }
+    const exited = new Promise((resolve) => this.#worker.once('exit', resolve))
+    this.#worker.postMessage('close')
+    await exited
+  }
+}
