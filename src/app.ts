@@ -93,7 +93,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     tls: await readTls(config),
     handlers: {
       ...blobHandlers({ blobs, idleTimeout }),
-      ...uploadHandlers({ blobs, uploads, access, idleTimeout }),
+      ...uploadHandlers({ blobs, uploads, idleTimeout }),
       ...manifestHandlers({ manifests, idleTimeout }),
       ...listHandlers({ manifests }),
       ...searchHandlers({ manifests }),

@@ -1,5 +1,5 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
-import type { Identity } from '../auth/access.js'
+import type { Caller } from '../auth/access.js'
 import type { RepositoryName } from '../oci/reference.js'
 
 /** Bytes and milliseconds for which the rest of an unwanted body is read and dropped. */
@@ -17,7 +17,7 @@ export class Exchange {
   readonly request: IncomingMessage
   readonly response: ServerResponse
   readonly params: Readonly<Record<string, string>>
-  readonly identity: Identity
+  readonly caller: Caller
   readonly #repository: RepositoryName | undefined
   #query: URLSearchParams | undefined
 
@@ -26,14 +26,14 @@ export class Exchange {
     response: ServerResponse,
     route: {
       readonly params: Readonly<Record<string, string>>
-      readonly identity: Identity
+      readonly caller: Caller
       readonly repository: RepositoryName | undefined
     },
   ) {
     this.request = request
     this.response = response
     this.params = route.params
-    this.identity = route.identity
+    this.caller = route.caller
     this.#repository = route.repository
   }
 

@@ -136,7 +136,8 @@ async function serve(
     refuseBadHead(request)
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const authorized = authorize(route, params.name, request.headers.authorization, access)
+    const address = request.socket.remoteAddress ?? ''
+    const authorized = await authorize(route, request, access, { name: params.name, address })
     await handlers[route.handler](new Exchange(request, response, { params, ...authorized }))
   } catch (error) {
     refusal = replyError(request, response, error)

@@ -1,4 +1,3 @@
-import type { AccessPolicy } from '../auth/access.js'
 import {
   algorithmOf,
   canonicalAlgorithm,
@@ -22,7 +21,6 @@ import { uploadHeaders } from './upload-headers.js'
 export interface UploadHandlerOptions {
   readonly blobs: BlobService
   readonly uploads: UploadService
-  readonly access: AccessPolicy
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number
 }
@@ -31,7 +29,7 @@ const emptyBytes = new Uint8Array(0)
 const uuid = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 
 /** Upload sessions over HTTP (protocol section 3). */
-export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHandlerOptions) {
+export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOptions) {
   function readChunk({ request, response }: Exchange): Chunk {
     const { 'content-length': length, 'content-range': range } = request.headers
     return {
@@ -48,7 +46,7 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
     if (mount === null || !isDigest(mount)) return undefined
     const isMounted = await blobs.mountBlob(exchange.repository, mount, {
       from: from === null ? 'any' : [from].filter(isRepositoryName),
-      mayPull: (name) => access.mayDo(exchange.identity, 'pull', { type: 'repository', name }),
+      mayPull: (name) => exchange.caller.may('pull', name),
     })
     return isMounted ? mount : undefined
   }
@@ -58,7 +56,8 @@ export function uploadHandlers({ blobs, uploads, access, idleTimeout }: UploadHa
     async startUpload(exchange: Exchange): Promise<void> {
       const mounted = await tryMount(exchange)
       if (mounted !== undefined) return sendCreated(exchange, mounted)
-      const { repository, identity, query } = exchange
+      const { repository, query } = exchange
+      const { identity } = exchange.caller
       const digestText = query.get('digest')
       if (digestText !== null) {
         const digest = parseDigest(digestText)
@@ -111,7 +110,7 @@ function uploadKey(exchange: Exchange): UploadKey {
   const id = exchange.param('upload')
   if (id === '') throw new MethodError(['POST']) // the path that starts a session
   if (!uuid.test(id)) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
-  return { repository: exchange.repository, id, owner: exchange.identity.name }
+  return { repository: exchange.repository, id, owner: exchange.caller.identity.name }
 }
 
 /** UP-42: even a range that cannot be read is answered with where the upload is. */
