@@ -78,6 +78,11 @@ export function isLoopback(host: string): boolean {
   return host.toLowerCase() === 'localhost'
 }
 
+/** What `auth` comes to: everybody may do everything only where nobody else can reach the server, or where it is written. */
+export function authMode(config: Config): 'none' | 'token' {
+  return config.auth ?? (isLoopback(config.listen.host) ? 'none' : 'token')
+}
+
 function readConfigFile(flags: ConfigFlags, env: NodeJS.ProcessEnv, findings: Findings): void {
   const variable = env[fileVariable]
   const file = flags.config ?? (variable === '' ? undefined : variable)
@@ -141,18 +146,7 @@ function faultsBetween(
   unreadable: ReadonlySet<string>,
 ): readonly string[] {
   const isKnown = (path: string) => !unreadable.has(path)
-  const judged = [...accepted.values()].filter(({ setting }) => isKnown(setting.path))
-  const { listen } = resolveConfig(assemble(judged))
   const faults: string[] = []
-
-  const address = accepted.get('listen')
-  if (address !== undefined && !isLoopback(listen.host) && isKnown('auth') && !accepted.has('auth')) {
-    faults.push(
-      `${address.place} is ${String(address.value).trim()}, which other machines can reach, but no authentication ` +
-        'is set: listen on 127.0.0.1, or write "auth: none" (BOATHOUSE_AUTH=none) to let everybody in push, pull ' +
-        'and delete.',
-    )
-  }
 
   const certificate = accepted.get('tls.certificate')
   const key = accepted.get('tls.key')

@@ -33,7 +33,7 @@ const sizeUnits = {
  * what it does not understand; `hint` then ends the sentence that names the setting and its value.
  */
 function word<T>(hint: string, read: (text: string) => T | undefined) {
-  return z.union([z.string(), z.number()], { error: hint }).transform((written, context) => {
+  return z.union([z.string(), z.number(), z.boolean()], { error: hint }).transform((written, context) => {
     const value = read(String(written).trim())
     if (value !== undefined) return value
     context.issues.push({ code: 'custom', message: hint, input: written })
@@ -136,6 +136,51 @@ function patterns() {
   })
 }
 
+const immutableHint = 'write patterns such as team/**:v* or **:release-*'
+
+/** Patterns of tags in repositories, as a list, or as one text with commas between them. */
+function tagPatterns() {
+  return list(immutableHint, (text) => {
+    const colon = text.lastIndexOf(':')
+    const isTag = /^[\w.*-]{1,128}$/.test(text.slice(colon + 1))
+    return colon > 0 && colon <= 255 && isTag && repositoryPattern.test(text.slice(0, colon))
+  })
+}
+
+const networkHint = 'write addresses or networks such as 10.0.0.1 or 10.0.0.0/8'
+
+/** Addresses and networks, as a list, or as one text with commas between them. */
+function networks() {
+  return list(networkHint, (text) => {
+    const [address = '', bits, ...more] = text.split('/')
+    const most = isIPv4(address) ? 32 : isIPv6(address) ? 128 : -1
+    return most > 0 && more.length === 0 && (bits === undefined || readWhole(bits, 0, most) !== undefined)
+  })
+}
+
+function list(hint: string, isGood: (text: string) => boolean) {
+  const written = z.union([z.string(), z.array(z.string(), { error: hint })], { error: hint })
+  return written.transform((value, context): readonly string[] => {
+    const texts = (typeof value === 'string' ? value.split(',') : value).map((text) => text.trim())
+    const found = typeof value === 'string' ? texts.filter((text) => text !== '') : texts
+    for (const text of found.filter((candidate) => !isGood(candidate))) {
+      context.issues.push({
+        code: 'custom',
+        message: `${JSON.stringify(text)} is wrong here: ${hint}`,
+        input: text,
+      })
+    }
+    return found
+  })
+}
+
+function readUrl(text: string): string | undefined {
+  if (!URL.canParse(text)) return undefined
+  const url = new URL(text)
+  const isPlain = url.pathname === '/' && url.search === '' && url.hash === '' && url.username === ''
+  return isPlain && /^https?:$/.test(url.protocol) ? url.origin : undefined
+}
+
 const tls = z
   .strictObject({
     /** Absolute path. */
@@ -168,7 +213,7 @@ export const schema = z.strictObject({
     .prefault('127.0.0.1:5000')
     .describe(
       'The address and port to listen on; :5000 means all addresses, 5000 alone means this machine only, and ' +
-        'port 0 a free port. An address that other machines can reach needs a value for auth.',
+        'port 0 a free port.',
     ),
 
   /** Absolute path. */
@@ -179,11 +224,26 @@ export const schema = z.strictObject({
         'not there.',
     ),
 
-  auth: choice(['none'], 'write none, which is the only value so far')
+  auth: choice(['none', 'token'], 'write token, or none to let everybody in')
     .optional()
     .describe(
-      'Who may do what. Unset, the server agrees to listen on this machine only; none lets everybody who can ' +
-        'reach it push, pull and delete.',
+      'Who may do what: token asks for users and grants, none lets everybody who can reach the server push, pull ' +
+        'and delete. Unset, it is none while only this machine can reach the server, and token otherwise.',
+    ),
+
+  /** Without a slash at its end. */
+  publicUrl: word('write the address that clients use, such as https://registry.example.com', readUrl)
+    .optional()
+    .describe(
+      'The address under which clients reach the server, for logins behind a proxy; unset, it is the one that ' +
+        'each client used.',
+    ),
+
+  trustedProxies: networks()
+    .prefault([])
+    .describe(
+      'Addresses or networks of proxies whose X-Forwarded-For, -Proto and -Host headers are believed; all others ' +
+        'are ignored.',
     ),
 
   /** A number of processes; `auto` has been resolved. */
@@ -196,6 +256,57 @@ export const schema = z.strictObject({
     ),
 
   tls,
+
+  admin: z
+    .strictObject({
+      /** Absolute path. */
+      passwordFile: path('name a file that holds a password')
+        .optional()
+        .describe('A file with the password of the user admin, who is made at the start when there is none.'),
+    })
+    .prefault({}),
+
+  tokens: z
+    .strictObject({
+      /** Milliseconds. */
+      expireAfter: duration('60s', '1h')
+        .prefault('5m')
+        .describe('How long a token lasts that a client got for its name and password.'),
+      service: word('write a name of letters, digits, dots, colons and dashes', (text) =>
+        /^[\w.:-]{1,128}$/.test(text) ? text : undefined,
+      )
+        .optional()
+        .describe(
+          'The name that tokens are for; unset, it is the host of publicUrl, or else boathouse. Tokens of another ' +
+            'service are refused.',
+        ),
+      /** Absolute path. */
+      keyFile: path('name a PEM file with an Ed25519 private key')
+        .optional()
+        .describe(
+          'A PEM file with the Ed25519 key that signs tokens; unset, a key is made in the data folder at the first ' +
+            'start.',
+        ),
+      refresh: choice(['true', 'false'], 'write true or false')
+        .prefault('false')
+        .transform((text) => text === 'true')
+        .describe(
+          'Whether clients that ask for it get a refresh token, which lasts 90 days. Docker then keeps it in the ' +
+            'place of the password, and other programs cannot use its logins.',
+        ),
+    })
+    .prefault({}),
+
+  tags: z
+    .strictObject({
+      immutable: tagPatterns()
+        .prefault([])
+        .describe(
+          'Tags that nobody can move or delete once they are pushed: a repository pattern, a colon, and a tag in ' +
+            'which * stands for any text, such as team/**:v*.',
+        ),
+    })
+    .prefault({}),
 
   log: z
     .strictObject({

@@ -1,6 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, open, statfs } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { prepareFsBlobStore } from './fs-blob-store.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import { prepareSqlite } from './sqlite-metadata-store.js'
@@ -23,6 +23,7 @@ export function dataPaths(root: string) {
     serverLock: join(root, 'server.lock'),
     workersLock: join(root, 'workers.lock'),
     processId: join(root, 'server.pid'),
+    keys: join(root, 'keys'),
   }
 }
 
@@ -43,7 +44,8 @@ export interface DataFolder {
  * @throws DataFolderInUseError, NewerSchemaError, or the system's error
  */
 export async function takeDataFolder(root: string): Promise<DataFolder> {
-  await mkdir(root, { recursive: true, mode: 0o700 })
+  const made = await mkdir(root, { recursive: true, mode: 0o700 })
+  if (made !== undefined) await syncParents(root, made)
   const paths = dataPaths(root)
   const lock = lockServer(root)
   try {
@@ -92,6 +94,12 @@ async function filesystemWarning(root: string): Promise<string | undefined> {
   const name = networkFilesystems.get(type)
   if (name === undefined) return undefined
   return `the data folder is on ${name}: locks and syncs cannot be relied on there, use a local disk`
+}
+
+/** Makes new folders' places in their parents durable, down from the first one that was made. */
+async function syncParents(root: string, firstMade: string): Promise<void> {
+  for (let path = root; path.length >= firstMade.length; path = dirname(path))
+    await syncDirectory(dirname(path))
 }
 
 async function syncDirectory(path: string): Promise<void> {

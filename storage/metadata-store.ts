@@ -42,6 +42,8 @@ export interface NewManifest {
   readonly tags: readonly Tag[]
   /** Whether children that the repository does not hold are accepted. */
   readonly sparse: boolean
+  /** Patterns of tags that must not move once they are there (see matchesTag). */
+  readonly immutable: readonly string[]
   /** Only store when the (first) tag, or the manifest itself, is in this state now. */
   readonly condition: Condition | undefined
   readonly now: number
@@ -57,10 +59,18 @@ export interface Condition {
 export type PutManifestResult =
   | { readonly outcome: 'stored' }
   | { readonly outcome: 'condition-failed' }
+  /** A tag that must not move points at another manifest. */
+  | { readonly outcome: 'immutable'; readonly tag: Tag }
   /** Required children that the repository does not hold. */
   | { readonly outcome: 'missing'; readonly digests: readonly Digest[] }
   /** A child whose stored size is another than the manifest says. */
   | { readonly outcome: 'wrong-size'; readonly digest: Digest; readonly size: number }
+
+/** What became of something to delete; `immutable` names the tag in the way. */
+export type DeleteResult =
+  | { readonly outcome: 'deleted' }
+  | { readonly outcome: 'unknown' }
+  | { readonly outcome: 'immutable'; readonly tag: Tag }
 
 /** One line of a referrers list. */
 export interface Referrer extends ManifestHead {
@@ -150,10 +160,14 @@ export interface MetadataStore {
   findManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest | undefined>
   findManifestHead(repository: RepositoryName, reference: Reference): Promise<ManifestHead | undefined>
   putManifest(manifest: NewManifest): Promise<PutManifestResult>
-  /** Removes one tag. */
-  deleteTag(repository: RepositoryName, tag: Tag): Promise<boolean>
-  /** Removes a manifest and every tag that points at it. */
-  deleteManifest(repository: RepositoryName, digest: Digest): Promise<boolean>
+  /** Removes one tag, unless it fits one of the immutable patterns. */
+  deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[]): Promise<DeleteResult>
+  /** Removes a manifest and every tag that points at it, unless one of them fits an immutable pattern. */
+  deleteManifest(
+    repository: RepositoryName,
+    digest: Digest,
+    immutable: readonly string[],
+  ): Promise<DeleteResult>
 
   // Lists: `after` is exclusive, the order is by bytes
 

@@ -1,10 +1,11 @@
 import { stat } from 'node:fs/promises'
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
+import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
 import { toStorageError } from './errors.js'
 import type {
+  DeleteResult,
   ManifestHead,
   MetadataStore,
   NewManifest,
@@ -232,12 +233,12 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#writer.run('putManifest', manifest)
   }
 
-  deleteTag(repository: RepositoryName, tag: Tag): Promise<boolean> {
-    return this.#writer.run('deleteTag', repository, tag)
+  deleteTag(...args: Parameters<MetadataStore['deleteTag']>): Promise<DeleteResult> {
+    return this.#writer.run('deleteTag', ...args)
   }
 
-  deleteManifest(repository: RepositoryName, digest: Digest): Promise<boolean> {
-    return this.#writer.run('deleteManifest', repository, digest)
+  deleteManifest(...args: Parameters<MetadataStore['deleteManifest']>): Promise<DeleteResult> {
+    return this.#writer.run('deleteManifest', ...args)
   }
 
   listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {

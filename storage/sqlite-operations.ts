@@ -2,7 +2,8 @@ import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
-import type { Condition, NewManifest, PutManifestResult, Upload } from './metadata-store.js'
+import { matchesTag } from '../src/oci/tag-pattern.js'
+import type { Condition, DeleteResult, NewManifest, PutManifestResult, Upload } from './metadata-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 
 /** A row of `upload` as the driver reads it. */
@@ -230,6 +231,17 @@ function prepareManifests(db: Database) {
     .prepare<[number, string], Digest>('SELECT digest FROM manifest WHERE repository_id = ? AND digest = ?')
     .pluck()
   const checkChildren = prepareCheckChildren(db)
+  const hasTag = db
+    .prepare(
+      'SELECT 1 FROM tag t JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND t.name = ?',
+    )
+    .pluck()
+  const tagsOf = db
+    .prepare<[string, string], Tag>(
+      `SELECT t.name FROM tag t JOIN manifest m ON m.id = t.manifest_id
+       JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND m.digest = ?`,
+    )
+    .pluck()
 
   function currentDigest(repository: number, manifest: NewManifest): Digest | undefined {
     const [tag] = manifest.tags
@@ -243,6 +255,11 @@ function prepareManifests(db: Database) {
       if (!holds(manifest.condition, currentDigest(repository, manifest))) {
         return { outcome: 'condition-failed' }
       }
+      const moved = manifest.tags.find((tag) => {
+        const current = isImmutable(tag, manifest.immutable) ? tagged.get(repository, tag) : undefined
+        return current !== undefined && current !== digest
+      })
+      if (moved !== undefined) return { outcome: 'immutable', tag: moved }
       const refusal = checkChildren(repository, manifest)
       if (refusal !== undefined) return refusal
       const id = insert.get(
@@ -263,13 +280,19 @@ function prepareManifests(db: Database) {
       return { outcome: 'stored' }
     },
 
-    deleteTag(repository: RepositoryName, tag: Tag): boolean {
-      return deleteTag.run(repository, tag).changes === 1
+    deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[]): DeleteResult {
+      if (isImmutable(tag, immutable) && hasTag.get(repository, tag) !== undefined) {
+        return { outcome: 'immutable', tag }
+      }
+      return { outcome: deleteTag.run(repository, tag).changes === 1 ? 'deleted' : 'unknown' }
     },
 
     /** The tags and the edges go with it by their foreign keys. */
-    deleteManifest(repository: RepositoryName, digest: Digest): boolean {
-      return deleteManifest.run(repository, digest).changes === 1
+    deleteManifest(repository: RepositoryName, digest: Digest, immutable: readonly string[]): DeleteResult {
+      const tags = immutable.length === 0 ? [] : tagsOf.all(repository, digest)
+      const kept = tags.find((tag) => isImmutable(tag, immutable))
+      if (kept !== undefined) return { outcome: 'immutable', tag: kept }
+      return { outcome: deleteManifest.run(repository, digest).changes === 1 ? 'deleted' : 'unknown' }
     },
   }
 }
@@ -310,6 +333,10 @@ function heldSize(
 ): number | undefined {
   const size = child.role === 'manifest' ? (row?.manifest ?? row?.blob) : row?.blob
   return size ?? undefined
+}
+
+function isImmutable(tag: Tag, patterns: readonly string[]): boolean {
+  return patterns.some((pattern) => matchesTag(pattern, tag))
 }
 
 function holds(condition: Condition | undefined, current: Digest | undefined): boolean {

@@ -1,11 +1,15 @@
 import cluster, { type Worker } from 'node:cluster'
+import { readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import type { Logger } from 'pino'
 import { AggregatorRegistry, type PrometheusContentType } from 'prom-client'
-import { threadpoolSize } from '../../config/load.js'
+import { authMode, threadpoolSize } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
-import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
+import type { AccessStore } from '../../storage/access-store.js'
+import { type DataFolder, dataPaths, takeDataFolder } from '../../storage/data-folder.js'
+import { KeyStore } from '../../storage/key-store.js'
 import { createUploads, openStores, type Stores } from '../app.js'
+import { Passwords } from '../auth/passwords.js'
 import { collectMetrics } from '../http/metrics.js'
 import type { UploadService } from '../registry/uploads.js'
 import { version } from '../version.js'
@@ -41,6 +45,7 @@ export async function serve(config: Config): Promise<number> {
     logger.fatal({ err: error }, 'the index cannot be written')
     void flushLogger(logger).then(() => process.exit(70))
   })
+  if (authMode(config) === 'token') await prepareAccess(config, stores, logger)
   // Nobody else runs on this folder: whoever held a turn is dead.
   await stores.metadata.releaseTurns('')
   const stopExpiry = startExpiry(createUploads(config, stores, 'primary'), config, logger)
@@ -52,6 +57,27 @@ export async function serve(config: Config): Promise<number> {
   await stopSignal(logger)
   await server.stop()
   return close(logger, stores, folder, stopExpiry)
+}
+
+/** Makes what logins need: a signing key, and the first admin where the configuration names a password. */
+async function prepareAccess(config: Config, stores: Stores, logger: Logger): Promise<void> {
+  await new KeyStore(dataPaths(config.data).keys).prepare(Date.now())
+  const { passwordFile } = config.admin
+  if (passwordFile !== undefined) await addAdmin(stores.access, passwordFile, logger)
+  if ((await stores.access.countUsers()) === 0) {
+    logger.warn('there are no users, so nobody can log in: type "boathouse user add NAME --admin"')
+  }
+}
+
+async function addAdmin(access: AccessStore, passwordFile: string, logger: Logger): Promise<void> {
+  if ((await access.findUser('admin')) !== undefined) return
+  const password = (await readFile(passwordFile, 'utf8')).replace(/\r?\n$/, '')
+  const passwords = new Passwords()
+  const passwordHash = await passwords.hash(password)
+  await passwords.close()
+  if (await access.addUser({ name: 'admin', passwordHash, isAdmin: true }, Date.now())) {
+    logger.info({ audit: 'user added', user: 'admin' }, 'made the user admin')
+  }
 }
 
 async function close(

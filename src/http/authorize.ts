@@ -22,7 +22,7 @@ export async function authorize(
   access: AccessPolicy,
   { name, address }: { readonly name: string | undefined; readonly address: string },
 ): Promise<Authorized> {
-  const { authorization } = request.headers
+  const authorization = route.resource === 'open' ? undefined : request.headers.authorization
   const caller = await access.authenticate({ authorization, address })
   const repository = route.resource === 'repository' ? parseRepositoryName(name ?? '') : undefined
   const resource = toResource(route, repository)

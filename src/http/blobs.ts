@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { OutgoingHttpHeaders } from 'node:http'
 import { type Digest, parseDigest } from '../oci/digest.js'
 import type { BlobReader, BlobService } from '../registry/blobs.js'
+import type { Audit } from './audit.js'
 import { etagOf, isNotModified } from './conditions.js'
 import { type Exchange, sendHead } from './exchange.js'
 import { type ByteRange, readRanges } from './ranges.js'
@@ -9,12 +10,13 @@ import { type ByteRange, readRanges } from './ranges.js'
 /** What the handlers need. */
 export interface BlobHandlerOptions {
   readonly blobs: BlobService
+  readonly audit: Audit
   /** Milliseconds without progress after which a reader is given up. */
   readonly idleTimeout: number
 }
 
 /** GET and HEAD of a blob, DELETE of a repository's right to it (protocol section 5, DL-03). */
-export function blobHandlers({ blobs, idleTimeout }: BlobHandlerOptions) {
+export function blobHandlers({ blobs, audit, idleTimeout }: BlobHandlerOptions) {
   return {
     /** BL-01: the length, the digest that was asked for, and the bytes as they are. */
     async getBlob(exchange: Exchange): Promise<void> {
@@ -40,7 +42,9 @@ export function blobHandlers({ blobs, idleTimeout }: BlobHandlerOptions) {
     },
 
     async deleteBlob(exchange: Exchange): Promise<void> {
-      await blobs.deleteBlob(exchange.repository, parseDigest(exchange.param('digest')))
+      const digest = parseDigest(exchange.param('digest'))
+      await blobs.deleteBlob(exchange.repository, digest)
+      audit(exchange, 'delete', { repository: exchange.repository, blob: digest })
       exchange.sendEmpty(202)
     },
   }

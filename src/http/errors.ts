@@ -1,5 +1,6 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
+import { ChallengeError } from '../auth/access.js'
 import { type ErrorEntry, RegistryError, UploadRangeError } from '../oci/errors.js'
 import { send } from './exchange.js'
 import { uploadHeaders } from './upload-headers.js'
@@ -7,12 +8,14 @@ import { uploadHeaders } from './upload-headers.js'
 /**
  * The one place where an error becomes a reply: `errors[]` as JSON, below and outside of `/v2/` alike
  * (protocol G-09).
+ * @param challenge writes the header that goes with a 401
  * @returns the refusal that was sent, for the log
  */
 export function replyError(
   request: IncomingMessage,
   response: ServerResponse,
   error: unknown,
+  challenge: (error: ChallengeError) => string,
 ): RegistryError {
   const refusal = toRegistryError(error)
   if (response.headersSent) {
@@ -25,7 +28,11 @@ export function replyError(
     request,
     response,
     refusal.status,
-    { ...headersOf(refusal), 'Content-Type': 'application/json', 'Content-Length': body.byteLength },
+    {
+      ...headersOf(refusal, challenge),
+      'Content-Type': 'application/json',
+      'Content-Length': body.byteLength,
+    },
     request.method === 'HEAD' ? undefined : body,
   )
   return refusal
@@ -36,8 +43,12 @@ function toRegistryError(error: unknown): RegistryError {
   return new RegistryError('UNKNOWN', undefined, { cause: error })
 }
 
-function headersOf(refusal: RegistryError): OutgoingHttpHeaders {
+function headersOf(
+  refusal: RegistryError,
+  challenge: (error: ChallengeError) => string,
+): OutgoingHttpHeaders {
   const headers: OutgoingHttpHeaders = {}
+  if (refusal instanceof ChallengeError) headers['WWW-Authenticate'] = challenge(refusal)
   if (refusal instanceof UploadRangeError) Object.assign(headers, uploadHeaders(refusal))
   if (refusal instanceof MethodError) headers.Allow = refusal.allowed.join(', ')
   if (refusal instanceof UnsatisfiableRangeError) headers['Content-Range'] = `bytes */${refusal.size}`

@@ -18,6 +18,8 @@ export class Exchange {
   readonly response: ServerResponse
   readonly params: Readonly<Record<string, string>>
   readonly caller: Caller
+  /** The client's address. */
+  readonly address: string
   readonly #repository: RepositoryName | undefined
   #query: URLSearchParams | undefined
 
@@ -27,6 +29,7 @@ export class Exchange {
     route: {
       readonly params: Readonly<Record<string, string>>
       readonly caller: Caller
+      readonly address: string
       readonly repository: RepositoryName | undefined
     },
   ) {
@@ -34,6 +37,7 @@ export class Exchange {
     this.response = response
     this.params = route.params
     this.caller = route.caller
+    this.address = route.address
     this.#repository = route.repository
   }
 

@@ -27,7 +27,7 @@ export function listHandlers({ manifests }: { readonly manifests: ManifestServic
 
     async listRepositories(exchange: Exchange): Promise<void> {
       const { limit, after } = readPaging(exchange)
-      const page = await manifests.listRepositories(after, limit)
+      const page = await manifests.listRepositories(after, limit, (name) => exchange.caller.may('pull', name))
       exchange.sendJson({ repositories: page.names }, nextLink('/v2/_catalog', limit, page))
     },
 

@@ -3,6 +3,7 @@ import { RegistryError } from '../oci/errors.js'
 import { largestManifest } from '../oci/manifest.js'
 import { parseReference, type Reference } from '../oci/reference.js'
 import type { ManifestHead, ManifestService } from '../registry/manifests.js'
+import type { Audit } from './audit.js'
 import { openBody, readBody } from './body.js'
 import { etagOf, isNotModified, readCondition } from './conditions.js'
 import { type Exchange, hasBody, sendHead } from './exchange.js'
@@ -10,12 +11,13 @@ import { type Exchange, hasBody, sendHead } from './exchange.js'
 /** What the handlers need. */
 export interface ManifestHandlerOptions {
   readonly manifests: ManifestService
+  readonly audit: Audit
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number
 }
 
 /** Manifests over HTTP (protocol sections 4 and 8). */
-export function manifestHandlers({ manifests, idleTimeout }: ManifestHandlerOptions) {
+export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHandlerOptions) {
   return {
     /** MF-40 … MF-45: what is stored, as it is stored, whatever Accept says. */
     async getManifest(exchange: Exchange): Promise<void> {
@@ -65,6 +67,7 @@ export function manifestHandlers({ manifests, idleTimeout }: ManifestHandlerOpti
       const reference = parseReference(exchange.param('reference'))
       if (reference.kind === 'tag') await manifests.deleteTag(exchange.repository, reference.tag)
       else await manifests.deleteManifest(exchange.repository, reference.digest)
+      audit(exchange, 'delete', { repository: exchange.repository, manifest: exchange.param('reference') })
       exchange.sendEmpty(202)
     },
   }

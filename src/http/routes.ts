@@ -1,4 +1,5 @@
 import type { Action } from '../auth/access.js'
+import { tokenPath } from './challenge.js'
 import type { Exchange } from './exchange.js'
 
 /** What the routes lead to. */
@@ -17,6 +18,8 @@ export interface Handlers {
   listTags(exchange: Exchange): Promise<void>
   listReferrers(exchange: Exchange): Promise<void>
   listRepositories(exchange: Exchange): Promise<void>
+  getToken(exchange: Exchange): Promise<void>
+  postToken(exchange: Exchange): Promise<void>
   pingV1(exchange: Exchange): Promise<void>
   searchV1(exchange: Exchange): Promise<void>
   getHealth(exchange: Exchange): Promise<void>
@@ -31,9 +34,9 @@ export interface Route {
   readonly path: string
   /**
    * Whom the access policy is asked about: a repository that the path names, the catalog, the registry as such,
-   * or nobody (`open`: what machines that watch the server ask).
+   * or nobody: `anyone` finds out who asks and shows what he may see, `open` does not even do that.
    */
-  readonly resource: 'repository' | 'catalog' | 'registry' | 'open'
+  readonly resource: 'repository' | 'catalog' | 'registry' | 'anyone' | 'open'
   readonly action: Action
   /** Also the route's label in metrics and logs. */
   readonly handler: keyof Handlers
@@ -86,8 +89,11 @@ export const routes: readonly Route[] = [
     handler: 'listReferrers',
   },
 
+  { method: 'GET', path: tokenPath, resource: 'open', action: 'pull', handler: 'getToken' },
+  { method: 'POST', path: tokenPath, resource: 'open', action: 'pull', handler: 'postToken' },
+
   { method: 'GET', path: '/v1/_ping', resource: 'open', action: 'pull', handler: 'pingV1' },
-  { method: 'GET', path: '/v1/search', resource: 'catalog', action: 'pull', handler: 'searchV1' },
+  { method: 'GET', path: '/v1/search', resource: 'anyone', action: 'pull', handler: 'searchV1' },
 
   { method: 'GET', path: '/healthz', resource: 'open', action: 'pull', handler: 'getHealth' },
   { method: 'GET', path: '/readyz', resource: 'open', action: 'pull', handler: 'getReadiness' },

@@ -1,4 +1,5 @@
 import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
 import type { ManifestService } from '../registry/manifests.js'
 import type { Exchange } from './exchange.js'
 
@@ -21,7 +22,9 @@ export function searchHandlers({ manifests }: { readonly manifests: ManifestServ
         throw new RegistryError('NOT_FOUND', 'search with /v2/_catalog')
       }
       const text = exchange.query.get('q') ?? ''
-      const names = await manifests.searchRepositories(text, readLimit(exchange.query.get('n')))
+      const limit = readLimit(exchange.query.get('n'))
+      const mayPull = (name: RepositoryName) => exchange.caller.may('pull', name)
+      const names = await manifests.searchRepositories(text, limit, mayPull)
       exchange.sendJson({
         query: text,
         num_results: names.length,

@@ -5,9 +5,11 @@ import type { AccessPolicy } from '../auth/access.js'
 import { RegistryError } from '../oci/errors.js'
 import { authorize } from './authorize.js'
 import { noteExpectation } from './body.js'
+import { challengeHeader, tokenPath } from './challenge.js'
 import { MethodError, replyError, replyParserError } from './errors.js'
 import { Exchange } from './exchange.js'
 import type { Metrics } from './metrics.js'
+import { type Origin, publicAddress } from './origin.js'
 import { foldPath, invalidPath } from './path.js'
 import { allowedMethods, type Handlers, type Route, routes } from './routes.js'
 
@@ -20,6 +22,12 @@ export interface ServerOptions {
   readonly access: AccessPolicy
   readonly logger: Logger
   readonly metrics: Metrics
+  /** The address that clients use, where it is configured. */
+  readonly publicUrl: string | undefined
+  /** The name that tokens are for. */
+  readonly service: string
+  /** Addresses and networks whose X-Forwarded-* headers count (reliability S57). */
+  readonly trustedProxies: readonly string[]
   /** PEM texts; undefined for plain HTTP. */
   readonly tls: { readonly cert: string; readonly key: string } | undefined
 }
@@ -43,6 +51,7 @@ export function createServer(options: ServerOptions): HttpServer {
   }
   const app = fastify({
     ...(options.tls === undefined ? {} : { https: options.tls }),
+    trustProxy: options.trustedProxies.length > 0 ? [...options.trustedProxies] : false,
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
     return503OnClosing: false,
@@ -66,13 +75,13 @@ export function createServer(options: ServerOptions): HttpServer {
       handler: (request, reply) => {
         reply.hijack()
         const params = request.params as Record<string, string>
-        return track(serve(options, request.raw, reply.raw, { route, params }))
+        return track(serve(options, request, reply.raw, { route, params }))
       },
     })
   }
   app.setNotFoundHandler((request, reply) => {
     reply.hijack()
-    return track(serve(options, request.raw, reply.raw, undefined))
+    return track(serve(options, request, reply.raw, undefined))
   })
   app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
     noteExpectation(request)
@@ -99,13 +108,15 @@ const counted = new WeakMap<object, { in: number; out: number }>()
 
 async function serve(
   options: ServerOptions,
-  request: IncomingMessage,
+  origin: Origin & { readonly raw: IncomingMessage },
   response: ServerResponse,
   match: { route: Route; params: Record<string, string> } | undefined,
 ): Promise<void> {
   const { handlers, access, metrics, logger } = options
   const started = performance.now()
+  const request = origin.raw
   const { socket } = request
+  let user: string | undefined
   let refusal: RegistryError | undefined
   let isClosed = false
   const abort = () => {
@@ -130,17 +141,20 @@ async function serve(
       seconds,
       ...bytes,
     })
-    logRequest(logger, request, response, { route, seconds, refusal, ...bytes })
+    logRequest(logger, request, response, { route, seconds, refusal, user, address: origin.ip, ...bytes })
   })
   try {
     refuseBadHead(request)
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const address = request.socket.remoteAddress ?? ''
+    const address = origin.ip
     const authorized = await authorize(route, request, access, { name: params.name, address })
-    await handlers[route.handler](new Exchange(request, response, { params, ...authorized }))
+    user = authorized.caller.identity.name
+    await handlers[route.handler](new Exchange(request, response, { params, address, ...authorized }))
   } catch (error) {
-    refusal = replyError(request, response, error)
+    refusal = replyError(request, response, error, (challenge) =>
+      challengeHeader(challenge, publicAddress(origin, options.publicUrl) + tokenPath, options.service),
+    )
   }
 }
 
@@ -178,6 +192,8 @@ function logRequest(
     bytesIn: number
     bytesOut: number
     refusal: RegistryError | undefined
+    user: string | undefined
+    address: string
   },
 ): void {
   const { refusal } = about
@@ -190,7 +206,8 @@ function logRequest(
     ms: Math.round(about.seconds * 10_000) / 10,
     in: about.bytesIn,
     out: about.bytesOut,
-    remote: request.socket.remoteAddress,
+    remote: about.address,
+    ...(about.user === undefined || about.user === '' ? {} : { user: about.user }),
     agent: request.headers['user-agent']?.slice(0, 200),
     ...(response.writableFinished ? {} : { aborted: true }),
     ...(refusal === undefined ? {} : { refused: refusal.kind, reason: refusal.message.slice(0, 300) }),

@@ -13,6 +13,12 @@ import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/
 
 export type { Condition, ManifestHead, Referrer }
 
+/** Repositories that are read at once while a list is put together. */
+const listBatch = 500
+
+/** Matches among which a search looks for those that the caller may see. */
+const mostSearched = 10_000
+
 /** Tags that one push may set (protocol MF-21). */
 const mostTags = 100
 
@@ -20,6 +26,8 @@ const mostTags = 100
 export interface ManifestOptions {
   /** Whether a repository takes manifests that name content it does not hold (protocol MF-10). */
   readonly isSparse: (repository: RepositoryName) => boolean
+  /** Patterns of the repository's tags that nobody moves or deletes (protocol MF-13). */
+  readonly immutableTags: (repository: RepositoryName) => readonly string[]
   /** Reads and checks a manifest; large ones away from the event loop. */
   readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
 }
@@ -93,12 +101,15 @@ export class ManifestService {
       annotations: parsed.annotations,
       tags: reference.kind === 'tag' ? [reference.tag] : extraTags,
       sparse: this.#options.isSparse(repository),
+      immutable: this.#options.immutableTags(repository),
       condition: push.condition,
       now: Date.now(),
     })
     switch (result.outcome) {
       case 'stored':
         return { digest, subject: parsed.subject, tags: extraTags }
+      case 'immutable':
+        throw immutableTag(result.tag)
       case 'condition-failed':
         throw new RegistryError('PRECONDITION_FAILED')
       case 'missing':
@@ -111,16 +122,20 @@ export class ManifestService {
     }
   }
 
-  /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable */
   async deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
-    if (await this.#metadata.deleteTag(repository, tag)) return
-    await this.#unknown(repository, { kind: 'tag', tag })
+    const immutable = this.#options.immutableTags(repository)
+    const result = await this.#metadata.deleteTag(repository, tag, immutable)
+    if (result.outcome === 'immutable') throw immutableTag(result.tag)
+    if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'tag', tag })
   }
 
-  /** Removes a manifest and every tag on it. @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  /** Removes a manifest and every tag on it. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when a tag on it is immutable */
   async deleteManifest(repository: RepositoryName, digest: Digest): Promise<void> {
-    if (await this.#metadata.deleteManifest(repository, digest)) return
-    await this.#unknown(repository, { kind: 'digest', digest })
+    const immutable = this.#options.immutableTags(repository)
+    const result = await this.#metadata.deleteManifest(repository, digest, immutable)
+    if (result.outcome === 'immutable') throw immutableTag(result.tag)
+    if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'digest', digest })
   }
 
   /** Tags in byte order. @throws RegistryError NAME_UNKNOWN */
@@ -132,14 +147,35 @@ export class ManifestService {
     return page
   }
 
-  /** Repositories that hold a manifest, in byte order. */
-  listRepositories(after: string, limit: number): Promise<Page> {
-    return this.#metadata.listRepositories(after, limit)
+  /** Repositories that hold a manifest and that the caller may see, in byte order. */
+  async listRepositories(
+    after: string,
+    limit: number,
+    maySee: (repository: RepositoryName) => boolean,
+  ): Promise<Page> {
+    const seen: RepositoryName[] = []
+    let last = after
+    for (;;) {
+      const page = await this.#metadata.listRepositories(last, listBatch)
+      for (const name of page.names as readonly RepositoryName[]) {
+        if (!maySee(name)) continue
+        if (seen.length === limit) return { names: seen, more: limit > 0 }
+        seen.push(name)
+      }
+      const end = page.names.at(-1)
+      if (!page.more || end === undefined) return { names: seen, more: false }
+      last = end
+    }
   }
 
-  /** Repositories whose name holds the text, best match first. */
-  searchRepositories(text: string, limit: number): Promise<RepositoryName[]> {
-    return this.#metadata.searchRepositories(text, limit)
+  /** Repositories whose name holds the text and that the caller may see, best match first. */
+  async searchRepositories(
+    text: string,
+    limit: number,
+    maySee: (repository: RepositoryName) => boolean,
+  ): Promise<RepositoryName[]> {
+    const found = await this.#metadata.searchRepositories(text, mostSearched)
+    return found.filter(maySee).slice(0, limit)
   }
 
   /** Referrers of a digest, oldest first; none is no error (protocol RF-01). */
@@ -152,6 +188,10 @@ export class ManifestService {
   ): Promise<Referrer[]> {
     return this.#metadata.listReferrers(repository, subject, artifactTypes, after, limit)
   }
+}
+
+function immutableTag(tag: Tag): RegistryError {
+  return new RegistryError('DENIED', `tag ${tag} is immutable here: push under another tag`)
 }
 
 function readTags({ reference, tags }: Push): Tag[] {

@@ -1,0 +1,191 @@
+import { createHmac, randomBytes } from 'node:crypto'
+import type { AccessStore, AccessToken, User } from '../../storage/access-store.js'
+import type { RepositoryName } from '../oci/reference.js'
+import { isSecretOf, parseAccessToken } from './access-tokens.js'
+import { type Action, RuleSet } from './grants.js'
+import { LeastRecentlyUsed } from './lru.js'
+import type { Passwords } from './passwords.js'
+import type { Throttle } from './throttle.js'
+
+/** Milliseconds for which what was read about somebody counts as current. Revocation takes effect within it. */
+const currentFor = 250
+
+/** Accounts and credentials that are remembered. */
+const mostEntries = 10_000
+
+/** Milliseconds after which a password that was right is compared with its slow hash again. */
+const rememberedFor = 600_000
+
+/** Somebody with his rights, as they are now. */
+export interface Account {
+  /** '' is anonymous. */
+  readonly name: string
+  readonly epoch: number
+  /** The access token in use, if any. */
+  readonly accessToken: string | undefined
+  may(action: Action, repository: RepositoryName): boolean
+}
+
+interface Remembered {
+  readonly account: string
+  readonly epoch: number
+  readonly accessToken: string | undefined
+  readonly until: number
+}
+
+interface Rights {
+  readonly version: number
+  readonly user: User | undefined
+  readonly rules: RuleSet
+}
+
+/** Who is who: passwords, access tokens, and the rights behind them, remembered as long as nothing changes. */
+export class Accounts {
+  readonly #store: AccessStore
+  readonly #passwords: Passwords
+  readonly #throttle: Throttle
+  readonly #rights = new LeastRecentlyUsed<string, Rights>(mostEntries)
+  readonly #tokens = new LeastRecentlyUsed<string, { version: number; token: AccessToken | undefined }>(
+    mostEntries,
+  )
+  readonly #remembered = new LeastRecentlyUsed<string, Remembered>(mostEntries)
+  /** Credentials are remembered under a keyed hash: memory holds no password. */
+  readonly #memoryKey = randomBytes(32)
+  readonly #used = new Set<string>()
+  #version: Promise<number> = Promise.resolve(0)
+  #versionAt = Number.NEGATIVE_INFINITY
+
+  constructor(store: AccessStore, passwords: Passwords, throttle: Throttle) {
+    this.#store = store
+    this.#passwords = passwords
+    this.#throttle = throttle
+  }
+
+  /** What everybody may do. */
+  anonymous(): Promise<Account> {
+    return this.#account('', undefined)
+  }
+
+  /**
+   * An account that was proven before, if it still stands: the user is there, enabled, of that epoch, and the
+   * access token was not revoked.
+   */
+  async recall(name: string, epoch: number, accessToken: string | undefined): Promise<Account | undefined> {
+    if (name === '') return this.anonymous()
+    const { user } = await this.#rightsOf(name)
+    if (user === undefined || user.isDisabled || user.epoch !== epoch) return undefined
+    if (accessToken === undefined) return this.#account(name, undefined)
+    const token = await this.#accessToken(accessToken)
+    if (token === undefined || token.user !== name) return undefined
+    this.#used.add(token.id)
+    return this.#account(name, token)
+  }
+
+  /**
+   * Proves a name and a password, or an access token in the password's place.
+   * @returns undefined when they are wrong
+   * @throws RegistryError TOOMANYREQUESTS for an address that guesses
+   */
+  async login(name: string, password: string, address: string): Promise<Account | undefined> {
+    const key = createHmac('sha256', this.#memoryKey).update(`${name}\0${password}`).digest('base64')
+    const known = this.#remembered.get(key)
+    if (known !== undefined && known.until > performance.now()) {
+      const account = await this.recall(known.account, known.epoch, known.accessToken)
+      if (account !== undefined) return account
+      this.#remembered.delete(key)
+    }
+    this.#throttle.admit(address, name)
+    const account = await this.#prove(name, password)
+    if (account === undefined) {
+      await this.#throttle.failed(name)
+      return undefined
+    }
+    this.#throttle.succeeded(address, name)
+    const { epoch, accessToken } = account
+    this.#remembered.set(key, { account: name, epoch, accessToken, until: performance.now() + rememberedFor })
+    return account
+  }
+
+  /** The account of an access token alone: it is what a refresh token is. */
+  async loginWithToken(text: string, address: string): Promise<Account | undefined> {
+    const parsed = parseAccessToken(text)
+    const token = parsed === undefined ? undefined : await this.#accessToken(parsed.id)
+    return this.login(token?.user ?? '?', text, address)
+  }
+
+  /** Writes down which access tokens were used; called from time to time. */
+  async flushUses(now: number): Promise<void> {
+    if (this.#used.size === 0) return
+    const ids = [...this.#used]
+    this.#used.clear()
+    await this.#store.touchAccessTokens(ids, now)
+  }
+
+  async #prove(name: string, password: string): Promise<Account | undefined> {
+    const parsed = parseAccessToken(password)
+    if (parsed !== undefined) {
+      const token = await this.#accessToken(parsed.id)
+      if (token === undefined || token.user !== name || !isSecretOf(parsed.secret, token.secretHash))
+        return undefined
+      const { user } = await this.#rightsOf(name)
+      return user === undefined ? undefined : this.recall(name, user.epoch, token.id)
+    }
+    const { user } = await this.#rightsOf(name)
+    const { isRight, isOutdated } = await this.#passwords.verify(password, user?.passwordHash)
+    if (!isRight || user === undefined || user.isDisabled) return undefined
+    if (isOutdated) {
+      await this.#store.rehashPassword(name, user.passwordHash, await this.#passwords.hash(password))
+    }
+    return this.#account(name, undefined)
+  }
+
+  async #account(name: string, token: AccessToken | undefined): Promise<Account> {
+    const { user, rules } = await this.#rightsOf(name)
+    const limits = token === undefined ? undefined : new RuleSet(token.scopes)
+    return {
+      name,
+      epoch: user?.epoch ?? 0,
+      accessToken: token?.id,
+      may: (action, repository) =>
+        (user?.isAdmin === true || rules.allows(action, repository)) &&
+        (limits === undefined || limits.allows(action, repository)),
+    }
+  }
+
+  async #rightsOf(name: string): Promise<Rights> {
+    const version = await this.#currentVersion()
+    const known = this.#rights.get(name)
+    if (known?.version === version) return known
+    const [user, grants] = await Promise.all([
+      name === '' ? undefined : this.#store.findUser(name),
+      this.#store.listGrantsFor(name === '' ? undefined : name),
+    ])
+    const rules = new RuleSet(
+      grants.map(({ pattern, permission }) => ({ pattern, permissions: [permission] })),
+    )
+    const rights = { version, user, rules }
+    this.#rights.set(name, rights)
+    return rights
+  }
+
+  /** An access token that is there and has not expired. */
+  async #accessToken(id: string): Promise<AccessToken | undefined> {
+    const version = await this.#currentVersion()
+    let known = this.#tokens.get(id)
+    if (known?.version !== version) {
+      known = { version, token: await this.#store.findAccessToken(id) }
+      this.#tokens.set(id, known)
+    }
+    const { token } = known
+    return token?.expiresAt !== undefined && token.expiresAt <= Date.now() ? undefined : token
+  }
+
+  #currentVersion(): Promise<number> {
+    const now = performance.now()
+    if (now - this.#versionAt > currentFor) {
+      this.#versionAt = now
+      this.#version = this.#store.accessVersion()
+    }
+    return this.#version
+  }
+}

@@ -1,0 +1,154 @@
+import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+import type { AccessPolicy, Action, Caller, Credentials, Resource } from './access.js'
+import { ChallengeError } from './access.js'
+import type { Account, Accounts } from './accounts.js'
+import { formatScope, type Scope } from './scopes.js'
+import type { Tokens } from './tokens.js'
+
+/** Longest Authorization header that is read. */
+const longestHeader = 16 * 1024
+
+/** How a caller said who he is; `rejected` when he did and it does not hold. */
+type Proof =
+  | { readonly via: 'nothing' | 'password' }
+  | { readonly via: 'token'; readonly scopes: readonly Scope[] }
+  | { readonly via: 'rejected'; readonly problem: 'invalid_token' | undefined; readonly message: string }
+
+class TokenCaller implements Caller {
+  readonly identity: { readonly name: string }
+  readonly proof: Proof
+  readonly #account: Account
+
+  constructor(account: Account, proof: Proof) {
+    this.identity = { name: account.name }
+    this.proof = proof
+    this.#account = account
+  }
+
+  may(action: Action, repository: RepositoryName): boolean {
+    return this.#account.may(action, repository)
+  }
+
+  /** Whether the token in hand was got for this; who sends a password needs none. */
+  isScopedFor(action: Action, resource: Resource): boolean {
+    if (this.proof.via !== 'token' || resource.type === 'registry') return true
+    return this.proof.scopes.some((scope) =>
+      resource.type === 'catalog'
+        ? scope.type === 'registry'
+        : scope.type === 'repository' && scope.name === resource.name && scope.actions.includes(action),
+    )
+  }
+}
+
+/**
+ * Token authentication as Docker defines it (protocol section 9): bearer tokens from the token endpoint, Basic
+ * accepted without being announced, and what `anonymous` may do for those who send nothing.
+ */
+export class TokenAccess implements AccessPolicy {
+  readonly #accounts: Accounts
+  readonly #tokens: Tokens
+
+  constructor(accounts: Accounts, tokens: Tokens) {
+    this.#accounts = accounts
+    this.#tokens = tokens
+  }
+
+  async authenticate(credentials: Credentials): Promise<TokenCaller> {
+    const { authorization } = credentials
+    const anonymous = await this.#accounts.anonymous()
+    if (authorization === undefined) return new TokenCaller(anonymous, { via: 'nothing' })
+    if (authorization.length > longestHeader) return this.#rejected(anonymous, 'the credentials are too long')
+    const [, scheme = '', value = ''] = /^([A-Za-z]+) +(.*)$/.exec(authorization) ?? []
+    switch (scheme.toLowerCase()) {
+      case 'bearer':
+        return this.#bearer(value.trim(), anonymous)
+      case 'basic':
+        return this.#basic(value.trim(), credentials.address, anonymous)
+      default:
+        return this.#rejected(anonymous, 'this kind of authorization is not supported')
+    }
+  }
+
+  #rejected(anonymous: Account, message: string, problem?: 'invalid_token'): TokenCaller {
+    return new TokenCaller(anonymous, { via: 'rejected', problem, message })
+  }
+
+  async #bearer(token: string, anonymous: Account): Promise<TokenCaller> {
+    const claims = await this.#tokens.verify(token)
+    const account =
+      claims === undefined
+        ? undefined
+        : await this.#accounts.recall(claims.sub, claims.epoch, claims.accessToken)
+    if (claims === undefined || account === undefined) {
+      return this.#rejected(anonymous, 'the token is not valid (any more): log in again', 'invalid_token')
+    }
+    return new TokenCaller(account, { via: 'token', scopes: claims.scopes })
+  }
+
+  async #basic(value: string, address: string, anonymous: Account): Promise<TokenCaller> {
+    const account = await loginBasic(this.#accounts, value, address)
+    if (account === undefined) return this.#rejected(anonymous, wrongPassword)
+    return new TokenCaller(account, { via: account.name === '' ? 'nothing' : 'password' })
+  }
+
+  /**
+   * The order makes forbidden and missing repositories look the same: nothing is looked up before.
+   * AU-07 would have 403 for a token that names the repository without the action; 401 with
+   * `insufficient_scope` works with every client, so it is given always (docs/decisions).
+   */
+  authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
+    if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
+    const scope = neededScope(action, resource, mountFrom)
+    const { proof } = caller
+    if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
+    if (proof.via === 'nothing' && resource.type !== 'repository') throw new ChallengeError(scope, undefined)
+    const isAllowed = resource.type !== 'repository' || caller.may(action, resource.name)
+    if (isAllowed && caller.isScopedFor(action, resource)) return
+    switch (proof.via) {
+      case 'token':
+        throw new ChallengeError(scope, 'insufficient_scope', 'requested access to the resource is denied')
+      case 'nothing':
+        throw new ChallengeError(scope, undefined)
+      case 'password':
+        throw new RegistryError('DENIED', 'requested access to the resource is denied')
+    }
+  }
+}
+
+/** The same words whether the user or the password is the wrong one. */
+export const wrongPassword = 'the user name or the password is wrong'
+
+/**
+ * Proves a Basic value; the empty name and password are anonymous (protocol AU-13).
+ * @returns undefined when they are wrong
+ * @throws RegistryError TOOMANYREQUESTS
+ */
+export async function loginBasic(
+  accounts: Accounts,
+  value: string,
+  address: string,
+): Promise<Account | undefined> {
+  const text = Buffer.from(value, 'base64').toString('utf8')
+  const colon = text.indexOf(':')
+  if (colon < 0) return undefined
+  const name = text.slice(0, colon)
+  const password = text.slice(colon + 1)
+  if (name === '' && password === '') return accounts.anonymous()
+  return accounts.login(name, password, address)
+}
+
+/** The scope that clients ask a token for (protocol AU-05); `/v2/` needs none. */
+function neededScope(action: Action, resource: Resource, mountFrom: string | undefined): string | undefined {
+  switch (resource.type) {
+    case 'registry':
+      return undefined
+    case 'catalog':
+      return formatScope({ type: 'registry', name: 'catalog', actions: ['*'] })
+    case 'repository': {
+      const actions: readonly Action[] = action === 'pull' ? ['pull'] : ['pull', action]
+      const own = formatScope({ type: 'repository', name: resource.name, actions })
+      return mountFrom === undefined ? own : `${own} repository:${mountFrom}:pull`
+    }
+  }
+}

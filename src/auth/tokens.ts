@@ -1,0 +1,192 @@
+import { createPublicKey, type KeyObject, randomUUID } from 'node:crypto'
+import { calculateJwkThumbprint, exportJWK, jwtVerify, SignJWT } from 'jose'
+import { z } from 'zod'
+import { isRepositoryName, type RepositoryName } from '../oci/reference.js'
+import { actions } from './grants.js'
+import { LeastRecentlyUsed } from './lru.js'
+import type { Scope } from './scopes.js'
+
+/** Seconds by which the clocks of two servers may differ (reliability S06). */
+const leeway = 60
+
+/** Verified tokens that are remembered. */
+const mostTokens = 10_000
+
+/** Longest token in characters; longer text is refused before it is read (protocol JW-05). */
+const longestToken = 8192
+
+/** Where the keys come from. */
+export interface KeySource {
+  /** Newest first: it signs. */
+  load(): Promise<readonly KeyObject[]>
+  /** Changes with the keys. */
+  state(): Promise<string>
+}
+
+/** What a token says. */
+export interface Claims {
+  /** The user; '' is anonymous. */
+  readonly sub: string
+  /** The user's epoch when it was issued. */
+  readonly epoch: number
+  /** The access token that it was got with, if any. */
+  readonly accessToken: string | undefined
+  readonly scopes: readonly Scope[]
+  /** Seconds since 1970. */
+  readonly expiresAt: number
+}
+
+const scopeSchema = z.union([
+  z.object({
+    type: z.literal('repository'),
+    name: z.custom<RepositoryName>((name) => typeof name === 'string' && isRepositoryName(name)),
+    actions: z.array(z.enum(actions)),
+  }),
+  z.object({ type: z.literal('registry'), name: z.literal('catalog'), actions: z.tuple([z.literal('*')]) }),
+])
+const payloadSchema = z.object({
+  sub: z.string(),
+  exp: z.number(),
+  nbf: z.number(),
+  iat: z.number(),
+  jti: z.string(),
+  epoch: z.number(),
+  accessToken: z.string().optional(),
+  access: z.array(scopeSchema),
+})
+
+interface KeyRing {
+  readonly state: string
+  readonly signing: { readonly id: string; readonly key: KeyObject }
+  readonly verifying: ReadonlyMap<string, KeyObject>
+}
+
+/** Milliseconds between two looks for new keys. */
+const lookInterval = 1000
+
+/** Issues and verifies bearer tokens: JWTs signed with Ed25519 (protocol 9.5). */
+export class Tokens {
+  readonly #source: KeySource
+  readonly #service: string
+  readonly #lifetime: number
+  readonly #verified = new LeastRecentlyUsed<string, Claims>(mostTokens)
+  #ring: Promise<KeyRing> | undefined
+  #lookedAt = Number.NEGATIVE_INFINITY
+
+  /**
+   * @param service the name that tokens are for: another server's are refused
+   * @param lifetime seconds
+   */
+  constructor(source: KeySource, service: string, lifetime: number) {
+    this.#source = source
+    this.#service = service
+    this.#lifetime = lifetime
+  }
+
+  /** Seconds for which a token is good. */
+  get lifetime(): number {
+    return this.#lifetime
+  }
+
+  get service(): string {
+    return this.#service
+  }
+
+  async issue(claims: Omit<Claims, 'expiresAt'>): Promise<string> {
+    const { signing } = await this.#keys()
+    const now = Math.floor(Date.now() / 1000)
+    return new SignJWT({
+      epoch: claims.epoch,
+      access: claims.scopes,
+      ...(claims.accessToken === undefined ? {} : { accessToken: claims.accessToken }),
+    })
+      .setProtectedHeader({ alg: 'EdDSA', typ: 'JWT', kid: signing.id })
+      .setIssuer(this.#service)
+      .setAudience(this.#service)
+      .setSubject(claims.sub)
+      .setIssuedAt(now)
+      .setNotBefore(now - 10)
+      .setExpirationTime(now + this.#lifetime)
+      .setJti(randomUUID())
+      .sign(signing.key)
+  }
+
+  /**
+   * Checks a token; one that was checked before is only compared with the clock.
+   * @returns undefined for every token that this server would not issue now
+   */
+  async verify(token: string): Promise<Claims | undefined> {
+    const claims = this.#verified.get(token) ?? (await this.#verifyNew(token))
+    if (claims === undefined || claims.expiresAt + leeway < Date.now() / 1000) return undefined
+    return claims
+  }
+
+  async #verifyNew(token: string): Promise<Claims | undefined> {
+    if (token.length > longestToken) return undefined
+    const ring = await this.#keys()
+    try {
+      const { payload, protectedHeader } = await jwtVerify(
+        token,
+        ({ kid }) => {
+          // Only our own keys, by their id: nothing else in the header says what to trust (reliability S01).
+          const key = ring.verifying.get(kid ?? '')
+          if (key === undefined) throw new Error('unknown key')
+          return key
+        },
+        {
+          algorithms: ['EdDSA'],
+          issuer: this.#service,
+          audience: this.#service,
+          clockTolerance: leeway,
+          typ: 'JWT',
+        },
+      )
+      if (protectedHeader.crit !== undefined || typeof payload.aud !== 'string') return undefined
+      const claims = toClaims(payloadSchema.parse(payload))
+      this.#verified.set(token, claims)
+      return claims
+    } catch {
+      return undefined // whatever is wrong with it, it is not ours
+    }
+  }
+
+  /** The keys, read again when somebody has rotated them. */
+  async #keys(): Promise<KeyRing> {
+    const now = performance.now()
+    if (this.#ring === undefined || now - this.#lookedAt > lookInterval) {
+      this.#lookedAt = now
+      const ring = this.#refresh(this.#ring)
+      this.#ring = ring
+      ring.catch(() => {
+        if (this.#ring === ring) this.#ring = undefined
+      })
+    }
+    return this.#ring
+  }
+
+  async #refresh(old: Promise<KeyRing> | undefined): Promise<KeyRing> {
+    const state = await this.#source.state()
+    const current = await old?.catch(() => undefined)
+    if (current?.state === state) return current
+    const keys = await this.#source.load()
+    const named = await Promise.all(keys.map(async (key) => ({ id: await keyId(key), key })))
+    const [signing] = named
+    if (signing === undefined) throw new Error('there is no signing key')
+    return { state, signing, verifying: new Map(named.map(({ id, key }) => [id, createPublicKey(key)])) }
+  }
+}
+
+/** RFC 7638: the thumbprint of the public key. */
+async function keyId(key: KeyObject): Promise<string> {
+  return calculateJwkThumbprint(await exportJWK(createPublicKey(key)))
+}
+
+function toClaims(payload: z.output<typeof payloadSchema>): Claims {
+  return {
+    sub: payload.sub,
+    epoch: payload.epoch,
+    accessToken: payload.accessToken,
+    scopes: payload.access,
+    expiresAt: payload.exp,
+  }
+}

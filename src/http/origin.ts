@@ -1,0 +1,20 @@
+/** Where a request comes from, as the server sees it, or as a proxy tells it that the configuration trusts. */
+export interface Origin {
+  /** The client's address. */
+  readonly ip: string
+  readonly protocol: string
+  /** Host and port that the client asked for. */
+  readonly host: string
+}
+
+/** What a Host header may hold: nothing that could end a quoted string. */
+const hostGrammar = /^[\w.-]+(?::\d{1,5})?$|^\[[0-9a-fA-F:.]+\](?::\d{1,5})?$/
+
+/**
+ * The address under which the client reaches this registry, without a slash at its end: the configured one, or
+ * the one that the client used (protocol AU-09, T-65).
+ */
+export function publicAddress(origin: Origin, configured: string | undefined): string {
+  if (configured !== undefined) return configured
+  return `${origin.protocol}://${hostGrammar.test(origin.host) ? origin.host : 'localhost'}`
+}

@@ -1,0 +1,163 @@
+import type { IncomingMessage } from 'node:http'
+import type { Account, Accounts } from '../auth/accounts.js'
+import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
+import { loginBasic, wrongPassword } from '../auth/token-access.js'
+import type { Tokens } from '../auth/tokens.js'
+import { RegistryError } from '../oci/errors.js'
+import type { Audit } from './audit.js'
+import { openBody, readBody } from './body.js'
+import { type Exchange, hasBody } from './exchange.js'
+
+/** Largest form, in bytes. */
+const largestForm = 64 * 1024
+
+/** What the handlers need. */
+export interface TokenHandlerOptions {
+  readonly accounts: Accounts
+  readonly tokens: Tokens
+  /** Makes a refresh token for an account; undefined where they are switched off (protocol TK-08). */
+  readonly createRefreshToken: ((account: Account, client: string) => Promise<string>) | undefined
+  readonly audit: Audit
+  /** Milliseconds without a byte after which a body is given up. */
+  readonly idleTimeout: number
+}
+
+/** What a client asks a token for. */
+interface TokenRequest {
+  readonly service: string | null
+  readonly scopes: readonly string[]
+  readonly client: string
+  readonly isOffline: boolean
+}
+
+/** The token endpoint: GET as Docker defined it, POST as OAuth2 (protocol 9.2 and 9.3). */
+export function tokenHandlers(options: TokenHandlerOptions) {
+  const { accounts, tokens, audit } = options
+
+  async function grant(exchange: Exchange, account: Account, asked: TokenRequest, refreshToken?: string) {
+    if (asked.service !== null && asked.service !== tokens.service) {
+      throw new RegistryError('REQUEST_INVALID', `this registry's service is "${tokens.service}"`)
+    }
+    const scopes = limit(parseScopes(asked.scopes), account)
+    const token = await tokens.issue({
+      sub: account.name,
+      epoch: account.epoch,
+      accessToken: account.accessToken,
+      scopes,
+    })
+    const refresh = refreshToken ?? (asked.isOffline ? await offer(account, asked) : undefined)
+    const scope = scopes.map(formatScope).join(' ')
+    audit(exchange, 'token', { user: account.name, scope, client: asked.client })
+    exchange.sendJson(
+      {
+        token,
+        access_token: token,
+        expires_in: tokens.lifetime,
+        scope,
+        ...(refresh === undefined ? {} : { refresh_token: refresh }),
+      },
+      { 'Cache-Control': 'no-store' },
+    )
+  }
+
+  async function offer(account: Account, asked: TokenRequest): Promise<string | undefined> {
+    if (account.name === '') return undefined
+    return options.createRefreshToken?.(account, asked.client)
+  }
+
+  function refuse(exchange: Exchange, user: string): never {
+    audit(exchange, 'login refused', { user })
+    throw new RegistryError('UNAUTHORIZED', wrongPassword)
+  }
+
+  return {
+    /** TK-01 … TK-07: without credentials, or with empty ones, a token for what everybody may do. */
+    async getToken(exchange: Exchange): Promise<void> {
+      const { query } = exchange
+      const { authorization } = exchange.request.headers
+      const account = await identify(accounts, authorization, exchange.address)
+      if (account === undefined) return refuse(exchange, userOf(authorization))
+      if (account.name !== '') audit(exchange, 'login', { user: account.name })
+      await grant(exchange, account, {
+        service: query.get('service'),
+        scopes: query.getAll('scope'),
+        client: query.get('client_id') ?? '',
+        isOffline: query.get('offline_token') === 'true',
+      })
+    },
+
+    /** TK-30 … TK-36. */
+    async postToken(exchange: Exchange): Promise<void> {
+      const form = await readForm(exchange.request, exchange, options.idleTimeout)
+      const asked = {
+        service: form.get('service'),
+        scopes: form.getAll('scope'),
+        client: form.get('client_id') ?? '',
+        isOffline: form.get('access_type') === 'offline',
+      }
+      switch (form.get('grant_type')) {
+        case 'password': {
+          const name = form.get('username') ?? ''
+          const account = await accounts.login(name, form.get('password') ?? '', exchange.address)
+          if (account === undefined) return refuse(exchange, name)
+          audit(exchange, 'login', { user: account.name })
+          return grant(exchange, account, asked)
+        }
+        case 'refresh_token': {
+          const text = form.get('refresh_token') ?? ''
+          const account = await accounts.loginWithToken(text, exchange.address)
+          if (account === undefined) return refuse(exchange, '')
+          return grant(exchange, account, asked, text)
+        }
+        default:
+          throw new RegistryError('REQUEST_INVALID', 'grant_type must be password or refresh_token')
+      }
+    },
+  }
+}
+
+/** Where everybody may do everything there is nothing to get a token for. */
+export const noTokenHandlers = {
+  async getToken(): Promise<void> {
+    throw new RegistryError('NOT_FOUND')
+  },
+  async postToken(): Promise<void> {
+    throw new RegistryError('NOT_FOUND')
+  },
+}
+
+/** TK-05: what the account may not do is left out; that is no error. */
+function limit(scopes: readonly Scope[], account: Account): Scope[] {
+  return scopes.flatMap((scope): Scope[] => {
+    if (scope.type === 'registry') return [scope] // the list itself shows only what the account may pull
+    const actions = scope.actions.filter((action) => account.may(action, scope.name))
+    return actions.length === 0 ? [] : [{ ...scope, actions }]
+  })
+}
+
+async function identify(
+  accounts: Accounts,
+  authorization: string | undefined,
+  address: string,
+): Promise<Account | undefined> {
+  if (authorization === undefined) return accounts.anonymous()
+  const [, value] = /^basic +(.*)$/i.exec(authorization) ?? []
+  return value === undefined ? undefined : loginBasic(accounts, value.trim(), address)
+}
+
+/** The name in a refused Basic header, for the audit log. */
+function userOf(authorization: string | undefined): string {
+  const [, value = ''] = /^basic +(.*)$/i.exec(authorization ?? '') ?? []
+  return Buffer.from(value, 'base64').toString('utf8').split(':', 1)[0] ?? ''
+}
+
+async function readForm(
+  request: IncomingMessage,
+  exchange: Exchange,
+  idleTimeout: number,
+): Promise<URLSearchParams> {
+  if (!hasBody(request)) return new URLSearchParams()
+  const body = openBody(request, exchange.response, idleTimeout)
+  const tooLarge = () => new RegistryError('REQUEST_INVALID', 'the form is too large')
+  return new URLSearchParams((await readBody(body, largestForm, tooLarge)).toString('utf8'))
+}

@@ -1,0 +1,106 @@
+import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
+import { chmod, mkdir, open, readdir, readFile, rename, stat, unlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import { errorCode } from './errors.js'
+
+/** Milliseconds after which a key that was replaced is removed: no token lives as long. */
+const keptFor = 7 * 86_400_000
+
+/** A signing key. The newest signs, all of them verify. */
+export interface SigningKey {
+  /** When it was made, in milliseconds since 1970. */
+  readonly createdAt: number
+  readonly key: KeyObject
+}
+
+/**
+ * The signing keys of a data folder: one PEM file each, readable by its owner alone, named after the time it
+ * was made.
+ */
+export class KeyStore {
+  readonly #directory: string
+
+  constructor(directory: string) {
+    this.#directory = directory
+  }
+
+  /** Makes the first key when there is none. */
+  async prepare(now: number): Promise<void> {
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 })
+    await chmod(this.#directory, 0o700)
+    if ((await this.#names()).length === 0) await this.add(now)
+  }
+
+  /** Adds a key, durably; it signs from now on. Keys that nothing signed with for long are removed. */
+  async add(now: number): Promise<void> {
+    const names = await this.#names()
+    const latest = Math.max(0, ...names.map(createdAtOf))
+    const createdAt = Math.max(now, latest + 1) // the newest name wins, also when the clock went back
+    const { privateKey } = generateKeyPairSync('ed25519')
+    await this.#write(`${createdAt}.pem`, privateKey.export({ type: 'pkcs8', format: 'pem' }).toString())
+    for (const name of names) {
+      const isLatest = createdAtOf(name) === latest
+      if (!isLatest && createdAtOf(name) < now - keptFor) await unlink(join(this.#directory, name))
+    }
+  }
+
+  /** Newest first. @throws when a file does not hold an Ed25519 key */
+  async load(): Promise<SigningKey[]> {
+    const names = (await this.#names()).sort((a, b) => createdAtOf(b) - createdAtOf(a))
+    return Promise.all(
+      names.map(async (name) => ({
+        createdAt: createdAtOf(name),
+        key: parseSigningKey(await readFile(join(this.#directory, name), 'utf8')),
+      })),
+    )
+  }
+
+  /** Changes whenever a key was added or removed. */
+  async state(): Promise<string> {
+    const { mtimeMs } = await stat(this.#directory)
+    return String(mtimeMs)
+  }
+
+  async #names(): Promise<string[]> {
+    try {
+      return (await readdir(this.#directory)).filter((name) => /^\d+\.pem$/.test(name))
+    } catch (error) {
+      if (errorCode(error) === 'ENOENT') return []
+      throw error
+    }
+  }
+
+  async #write(name: string, text: string): Promise<void> {
+    const path = join(this.#directory, name)
+    const file = await open(`${path}.new`, 'wx', 0o600)
+    try {
+      await file.writeFile(text)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await rename(`${path}.new`, path)
+    const directory = await open(this.#directory, 'r')
+    try {
+      await directory.sync()
+    } finally {
+      await directory.close()
+    }
+  }
+}
+
+/** Reads a PEM text. @throws Error with a sentence when it does not hold an Ed25519 private key */
+export function parseSigningKey(pem: string): KeyObject {
+  let key: KeyObject
+  try {
+    key = createPrivateKey(pem)
+  } catch {
+    throw new Error('a signing key must be an unencrypted Ed25519 private key in PEM form')
+  }
+  if (key.asymmetricKeyType !== 'ed25519') throw new Error('a signing key must be an Ed25519 key')
+  return key
+}
+
+function createdAtOf(name: string): number {
+  return Number.parseInt(name, 10)
+}
