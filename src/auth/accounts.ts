@@ -23,6 +23,8 @@ export interface Account {
   readonly epoch: number
   /** The access token in use, if any. */
   readonly accessToken: string | undefined
+  /** At which the rights were read: another one means that they may have changed. */
+  readonly version: number
   may(action: Action, repository: RepositoryName): boolean
 }
 
@@ -52,7 +54,7 @@ export class Accounts {
   /** Credentials are remembered under a keyed hash: memory holds no password. */
   readonly #memoryKey = randomBytes(32)
   readonly #used = new Set<string>()
-  #version: Promise<number> = Promise.resolve(0)
+  #version = 0
   #versionAt = Number.NEGATIVE_INFINITY
 
   constructor(store: AccessStore, passwords: Passwords, throttle: Throttle) {
@@ -140,12 +142,13 @@ export class Accounts {
   }
 
   async #account(name: string, token: AccessToken | undefined): Promise<Account> {
-    const { user, rules } = await this.#rightsOf(name)
+    const { user, rules, version } = await this.#rightsOf(name)
     const limits = token === undefined ? undefined : new RuleSet(token.scopes)
     return {
       name,
       epoch: user?.epoch ?? 0,
       accessToken: token?.id,
+      version,
       may: (action, repository) =>
         (user?.isAdmin === true || rules.allows(action, repository)) &&
         (limits === undefined || limits.allows(action, repository)),
@@ -180,12 +183,20 @@ export class Accounts {
     return token?.expiresAt !== undefined && token.expiresAt <= Date.now() ? undefined : token
   }
 
-  #currentVersion(): Promise<number> {
-    const now = performance.now()
-    if (now - this.#versionAt > currentFor) {
-      this.#versionAt = now
-      this.#version = this.#store.accessVersion()
-    }
-    return this.#version
+  async #currentVersion(): Promise<number> {
+    return this.recentVersion ?? this.#refreshVersion()
+  }
+
+  /** The version that rights were read at, while it is recent enough to rely on. */
+  get recentVersion(): number | undefined {
+    return performance.now() - this.#versionAt > currentFor ? undefined : this.#version
+  }
+
+  async #refreshVersion(): Promise<number> {
+    const asked = performance.now()
+    const version = await this.#store.accessVersion()
+    this.#version = version
+    this.#versionAt = asked
+    return version
   }
 }

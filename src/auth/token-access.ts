@@ -3,11 +3,23 @@ import type { RepositoryName } from '../oci/reference.js'
 import type { AccessPolicy, Action, Caller, Credentials, Resource } from './access.js'
 import { ChallengeError } from './access.js'
 import type { Account, Accounts } from './accounts.js'
+import { LeastRecentlyUsed } from './lru.js'
 import { formatScope, type Scope } from './scopes.js'
 import type { Tokens } from './tokens.js'
 
 /** Longest Authorization header that is read. */
 const longestHeader = 16 * 1024
+
+/** Callers that are known again by their header. */
+const mostSeen = 5000
+
+interface Seen {
+  readonly caller: TokenCaller
+  /** Of the rights that the caller was given. */
+  readonly version: number
+  /** Milliseconds since 1970. */
+  readonly until: number
+}
 
 /** How a caller said who he is; `rejected` when he did and it does not hold. */
 type Proof =
@@ -48,13 +60,24 @@ class TokenCaller implements Caller {
 export class TokenAccess implements AccessPolicy {
   readonly #accounts: Accounts
   readonly #tokens: Tokens
+  readonly #seen = new LeastRecentlyUsed<string, Seen>(mostSeen)
 
   constructor(accounts: Accounts, tokens: Tokens) {
     this.#accounts = accounts
     this.#tokens = tokens
   }
 
-  async authenticate(credentials: Credentials): Promise<TokenCaller> {
+  /** One that was seen a moment ago is known again without a look at anything: pulls come in bursts. */
+  authenticate(credentials: Credentials): TokenCaller | Promise<TokenCaller> {
+    const { authorization } = credentials
+    const known = authorization === undefined ? undefined : this.#seen.get(authorization)
+    if (known !== undefined && known.version === this.#accounts.recentVersion && known.until > Date.now()) {
+      return known.caller
+    }
+    return this.#authenticate(credentials)
+  }
+
+  async #authenticate(credentials: Credentials): Promise<TokenCaller> {
     const { authorization } = credentials
     const anonymous = await this.#accounts.anonymous()
     if (authorization === undefined) return new TokenCaller(anonymous, { via: 'nothing' })
@@ -62,7 +85,7 @@ export class TokenAccess implements AccessPolicy {
     const [, scheme = '', value = ''] = /^([A-Za-z]+) +(.*)$/.exec(authorization) ?? []
     switch (scheme.toLowerCase()) {
       case 'bearer':
-        return this.#bearer(value.trim(), anonymous)
+        return this.#bearer(authorization, value.trim(), anonymous)
       case 'basic':
         return this.#basic(value.trim(), credentials.address, anonymous)
       default:
@@ -74,7 +97,7 @@ export class TokenAccess implements AccessPolicy {
     return new TokenCaller(anonymous, { via: 'rejected', problem, message })
   }
 
-  async #bearer(token: string, anonymous: Account): Promise<TokenCaller> {
+  async #bearer(authorization: string, token: string, anonymous: Account): Promise<TokenCaller> {
     const claims = await this.#tokens.verify(token)
     const account =
       claims === undefined
@@ -83,7 +106,12 @@ export class TokenAccess implements AccessPolicy {
     if (claims === undefined || account === undefined) {
       return this.#rejected(anonymous, 'the token is not valid (any more): log in again', 'invalid_token')
     }
-    return new TokenCaller(account, { via: 'token', scopes: claims.scopes })
+    const caller = new TokenCaller(account, { via: 'token', scopes: claims.scopes })
+    // Access tokens end by the clock as well, and their uses are noted: they are looked up each time.
+    if (account.accessToken === undefined) {
+      this.#seen.set(authorization, { caller, version: account.version, until: claims.expiresAt * 1000 })
+    }
+    return caller
   }
 
   async #basic(value: string, address: string, anonymous: Account): Promise<TokenCaller> {
@@ -99,12 +127,12 @@ export class TokenAccess implements AccessPolicy {
    */
   authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
     if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
-    const scope = neededScope(action, resource, mountFrom)
     const { proof } = caller
+    const isIdentified = proof.via === 'password' || proof.via === 'token'
+    const isAllowed = resource.type === 'repository' ? caller.may(action, resource.name) : isIdentified
+    if (proof.via !== 'rejected' && isAllowed && caller.isScopedFor(action, resource)) return
+    const scope = neededScope(action, resource, mountFrom)
     if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
-    if (proof.via === 'nothing' && resource.type !== 'repository') throw new ChallengeError(scope, undefined)
-    const isAllowed = resource.type !== 'repository' || caller.may(action, resource.name)
-    if (isAllowed && caller.isScopedFor(action, resource)) return
     switch (proof.via) {
       case 'token':
         throw new ChallengeError(scope, 'insufficient_scope', 'requested access to the resource is denied')
