@@ -1,9 +1,10 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { prepareFsBlobStore } from './fs-blob-store.js'
+import { schemaVersion } from './migrations.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
-import { prepareSqlite } from './sqlite-metadata-store.js'
+import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
 
 /** Milliseconds that a start waits for the workers of a server that has just died. */
 const workersPatience = 10_000
@@ -30,6 +31,18 @@ export function dataPaths(root: string) {
 /** Another server runs on the data folder. */
 export class DataFolderInUseError extends Error {
   override readonly name = 'DataFolderInUseError'
+}
+
+/** What a command finds where a data folder should be. */
+export type FolderState = 'ready' | 'missing' | 'older' | 'newer'
+
+/** Whether commands can work on a data folder; changes nothing. */
+export function inspectDataFolder(root: string): FolderState {
+  const path = dataPaths(root).database
+  if (!existsSync(path)) return 'missing'
+  const version = readSchemaVersion(path)
+  if (version === schemaVersion) return 'ready'
+  return version < schemaVersion ? 'older' : 'newer'
 }
 
 /** A data folder that this server alone may use. */

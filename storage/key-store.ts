@@ -75,6 +75,11 @@ export class KeyStore {
     const file = await open(`${path}.new`, 'wx', 0o600)
     try {
       await file.writeFile(text)
+      if (process.geteuid?.() === 0) {
+        // Root may rotate the keys of a server that runs as another user: it must be able to read them.
+        const { uid, gid } = await stat(this.#directory)
+        await file.chown(uid, gid)
+      }
       await file.sync()
     } finally {
       await file.close()

@@ -141,7 +141,8 @@ function prepareGrants(db: Database) {
       const grantees = grants.filter(isUnknownUser).map((grant) => subjectName(grant.subject))
       const unknown = [...new Set([...members, ...grantees])]
       if (unknown.length > 0) return unknown
-      for (const name of listUsers.all()) setGroups(name, groups[name] ?? [])
+      for (const name of listUsers.all())
+        setGroups(name, Object.hasOwn(groups, name) ? (groups[name] ?? []) : [])
       clearGrants.run()
       for (const grant of grants) store(grant)
       return []

@@ -1,5 +1,5 @@
 import { stat } from 'node:fs/promises'
-import type Database from 'better-sqlite3'
+import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
@@ -32,6 +32,16 @@ export function prepareSqlite(path: string): void {
   try {
     migrate(db)
     db.pragma('wal_checkpoint(TRUNCATE)')
+  } finally {
+    db.close()
+  }
+}
+
+/** The schema version of a database; changes nothing. @throws when it is none */
+export function readSchemaVersion(path: string): number {
+  const db = new Database(path, { readonly: true, fileMustExist: true })
+  try {
+    return Number(db.pragma('user_version', { simple: true }))
   } finally {
     db.close()
   }

@@ -1,5 +1,5 @@
 import { createPublicKey, type KeyObject, randomUUID } from 'node:crypto'
-import { calculateJwkThumbprint, exportJWK, jwtVerify, SignJWT } from 'jose'
+import { calculateJwkThumbprint, decodeProtectedHeader, exportJWK, jwtVerify, SignJWT } from 'jose'
 import { z } from 'zod'
 import { isRepositoryName, type RepositoryName } from '../oci/reference.js'
 import { actions } from './grants.js'
@@ -61,8 +61,9 @@ interface KeyRing {
   readonly verifying: ReadonlyMap<string, KeyObject>
 }
 
-/** Milliseconds between two looks for new keys. */
+/** Milliseconds between two looks for new keys, and the least for a token whose key is unknown. */
 const lookInterval = 1000
+const shortestLook = 50
 
 /** Issues and verifies bearer tokens: JWTs signed with Ed25519 (protocol 9.5). */
 export class Tokens {
@@ -123,7 +124,7 @@ export class Tokens {
 
   async #verifyNew(token: string): Promise<Claims | undefined> {
     if (token.length > longestToken) return undefined
-    const ring = await this.#keys()
+    const ring = await this.#keysFor(token)
     try {
       const { payload, protectedHeader } = await jwtVerify(
         token,
@@ -150,6 +151,14 @@ export class Tokens {
     }
   }
 
+  /** The keys; another worker may have taken up a new one a moment earlier than this. */
+  async #keysFor(token: string): Promise<KeyRing> {
+    const ring = await this.#keys()
+    if (ring.verifying.has(keyIdOf(token)) || performance.now() - this.#lookedAt < shortestLook) return ring
+    this.#lookedAt = Number.NEGATIVE_INFINITY
+    return this.#keys()
+  }
+
   /** The keys, read again when somebody has rotated them. */
   async #keys(): Promise<KeyRing> {
     const now = performance.now()
@@ -173,6 +182,15 @@ export class Tokens {
     const [signing] = named
     if (signing === undefined) throw new Error('there is no signing key')
     return { state, signing, verifying: new Map(named.map(({ id, key }) => [id, createPublicKey(key)])) }
+  }
+}
+
+/** The key that a token says it is signed with; '' when it does not say. */
+function keyIdOf(token: string): string {
+  try {
+    return decodeProtectedHeader(token).kid ?? ''
+  } catch {
+    return ''
   }
 }
 

@@ -9,7 +9,8 @@ const lastKeywords = new Set(['manifests', 'blobs', 'referrers'])
  * repository may be called `a/blobs` (protocol G-01). Each segment is decoded once (protocol G-06).
  * @returns the URL to route by, with its query as it was; {@link invalidPath} for what must be refused
  */
-export function foldPath(url: string): string {
+export function foldPath(target: string): string {
+  const url = target.startsWith('/') ? target : target.replace(/^https?:\/\/[^/?#]*/i, '') // RFC 9112, 3.2.2
   const mark = url.indexOf('?')
   const path = mark < 0 ? url : url.slice(0, mark)
   if (!path.startsWith('/v2/')) return path === '/v2' ? url.replace('/v2', '/v2/') : url

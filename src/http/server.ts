@@ -83,6 +83,9 @@ export function createServer(options: ServerOptions): HttpServer {
     reply.hijack()
     return track(serve(options, request, reply.raw, undefined))
   })
+  app.server.on('checkExpectation', (request: IncomingMessage, response: ServerResponse) => {
+    app.server.emit('request', request, response) // RFC 9110, 10.1.1: an unknown expectation may be ignored
+  })
   app.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
     noteExpectation(request)
     app.server.emit('request', request, response)
