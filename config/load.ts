@@ -2,6 +2,7 @@ import { BlockList, isIPv4, isIPv6 } from 'node:net'
 import type { Findings, Written } from './findings.js'
 import { readYaml } from './read-yaml.js'
 import { type Config, resolveConfig, settings } from './schema.js'
+import { faultsOfKeyFile, faultsOfPasswordFile } from './secret-files.js'
 import { readSmallFile } from './small-file.js'
 import { faultsOfTls } from './tls-files.js'
 import { nearest, sentence, show, showName } from './words.js'
@@ -109,7 +110,7 @@ function readVariables(env: NodeJS.ProcessEnv, findings: Findings): void {
     if (setting !== undefined) findings.written.push({ setting, place: name, value })
     else if (!isServiceVariable(name, value)) {
       const near = nearest(name, [...known.keys(), fileVariable])
-      const hint = near === undefined ? 'boathouse --help lists all settings.' : `did you mean ${near}?`
+      const hint = near === undefined ? 'boathouse serve --help lists all settings.' : `did you mean ${near}?`
       findings.faults.push(`${showName(name)} in the environment is not a setting: ${hint}`)
     }
   }
@@ -157,6 +158,17 @@ function faultsBetween(
     faults.push(`${key.place} is set, but tls.certificate is not: set both for HTTPS, or neither.`)
   }
   faults.push(...faultsOfTls(certificate, key))
+  faults.push(...faultsOfKeyFile(accepted.get('tokens.keyFile')))
+  faults.push(...faultsOfPasswordFile(accepted.get('admin.passwordFile')))
+
+  const publicUrl = accepted.get('publicUrl')
+  const isPlain = publicUrl !== undefined && /^\s*http:/i.test(String(publicUrl.value))
+  if (isPlain && certificate !== undefined && key !== undefined) {
+    const url = show(publicUrl.value)
+    faults.push(
+      `${publicUrl.place} is ${url}, but the server speaks HTTPS: write an address with https, or unset tls.`,
+    )
+  }
   return faults
 }
 

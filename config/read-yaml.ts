@@ -140,5 +140,5 @@ function hintFor(path: string, prefix: string): string {
   const candidates = [...paths, ...Object.keys(schema.shape)]
   const near =
     nearest(path, candidates) ?? paths.find((candidate) => plain(candidate).endsWith(`.${plain(path)}`))
-  return near === undefined ? 'boathouse --help lists all settings.' : `did you mean ${near}?`
+  return near === undefined ? 'boathouse serve --help lists all settings.' : `did you mean ${near}?`
 }

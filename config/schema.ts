@@ -1,184 +1,23 @@
-import { isIPv4, isIPv6 } from 'node:net'
-import { availableParallelism, networkInterfaces } from 'node:os'
-import { resolve } from 'node:path'
+import { availableParallelism } from 'node:os'
 import { z } from 'zod'
-
-/** Where a server listens. Port 0 lets the system choose a free one. */
-export interface ListenAddress {
-  readonly host: string
-  readonly port: number
-}
+import {
+  choice,
+  duration,
+  networks,
+  path,
+  patterns,
+  readListen,
+  readUrl,
+  readWhole,
+  size,
+  tagPatterns,
+  word,
+} from './values.js'
 
 /** The two files of TLS, as absolute paths to PEM files. */
 export interface TlsFiles {
   readonly certificate: string
   readonly key: string
-}
-
-const durationUnits = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 } as const
-const sizeUnits = {
-  B: 1,
-  KB: 1000,
-  MB: 1000 ** 2,
-  GB: 1000 ** 3,
-  TB: 1000 ** 4,
-  KiB: 1024,
-  MiB: 1024 ** 2,
-  GiB: 1024 ** 3,
-  TiB: 1024 ** 4,
-} as const
-
-/**
- * A setting written as one word, be it a YAML scalar, a variable or a flag. `read` gives undefined for
- * what it does not understand; `hint` then ends the sentence that names the setting and its value.
- */
-function word<T>(hint: string, read: (text: string) => T | undefined) {
-  return z.union([z.string(), z.number(), z.boolean()], { error: hint }).transform((written, context) => {
-    const value = read(String(written).trim())
-    if (value !== undefined) return value
-    context.issues.push({ code: 'custom', message: hint, input: written })
-    return z.NEVER
-  })
-}
-
-function choice<const T extends string>(values: readonly T[], hint: string) {
-  return word(hint, (text) => values.find((value) => value === text))
-}
-
-function readQuantity(text: string, units: Readonly<Record<string, number>>): number | undefined {
-  const [, digits, unit] = /^(\d{1,15})([A-Za-z]{1,3})$/.exec(text) ?? []
-  if (digits === undefined || unit === undefined || !Object.hasOwn(units, unit)) return undefined
-  return Number(digits) * (units[unit] ?? Number.NaN)
-}
-
-/** A number with a unit between two bounds; the bounds are written as a user would write them. */
-function quantity(units: Readonly<Record<string, number>>, what: string, least: string, most: string) {
-  const low = readQuantity(least, units) ?? Number.NaN
-  const high = readQuantity(most, units) ?? Number.NaN
-  return word(`write ${what} (at least ${least}, at most ${most})`, (text) => {
-    const value = readQuantity(text, units)
-    return value !== undefined && value >= low && value <= high ? value : undefined
-  })
-}
-
-/** Milliseconds, written as `500ms`, `90s`, `15m`, `24h` or `7d`. */
-function duration(least: string, most: string) {
-  return quantity(durationUnits, 'a duration such as 30m or 24h', least, most)
-}
-
-/** Bytes, written as `64MiB`, `10GB` or `1TiB`. */
-function size(least: string, most: string) {
-  return quantity(sizeUnits, 'a size such as 64MiB or 10GB', least, most)
-}
-
-function readWhole(text: string, least: number, most: number): number | undefined {
-  if (!/^\d{1,9}$/.test(text)) return undefined
-  const value = Number(text)
-  return value >= least && value <= most ? value : undefined
-}
-
-/** An absolute path; what is written counts from the current directory. */
-function path(hint: string) {
-  return z
-    .string({ error: hint })
-    .refine((text) => text.trim() !== '' && !text.includes('\0'), { error: hint })
-    .transform((text) => resolve(text))
-}
-
-/** The address that stands for all of this machine's, IPv6 included where the system has it. */
-function everyAddress(): string {
-  const addresses = Object.values(networkInterfaces()).flatMap((list) => list ?? [])
-  return addresses.some((address) => address.family === 'IPv6') ? '::' : '0.0.0.0'
-}
-
-function isHostName(host: string): boolean {
-  const label = /^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/
-  const labels = host.split('.')
-  // A last label of digits alone would make system resolvers read the name as an odd IPv4 address.
-  return host.length <= 253 && labels.every((part) => label.test(part)) && !/^\d+$/.test(labels.at(-1) ?? '')
-}
-
-function readListen(text: string): ListenAddress | undefined {
-  const colon = text.lastIndexOf(':')
-  const port = readWhole(text.slice(colon + 1), 0, 65_535)
-  if (port === undefined) return undefined
-  if (colon < 0) return { host: '127.0.0.1', port }
-  const host = text.slice(0, colon)
-  if (host === '') return { host: everyAddress(), port }
-  const bracketed = /^\[(.+)\]$/.exec(host)?.[1]
-  if (bracketed !== undefined) return isIPv6(bracketed) ? { host: bracketed, port } : undefined
-  return isIPv4(host) || isHostName(host) ? { host, port } : undefined
-}
-
-const repositoryPattern = (() => {
-  const name = '[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*'
-  const segment = `(?:${name}|\\*)`
-  return new RegExp(`^(?:\\*\\*|${segment}(?:/${segment})*(?:/\\*\\*)?)$`)
-})()
-
-const patternHint = 'write repository patterns such as team/app, team/*, team/** or ** (all repositories)'
-
-/** Repository patterns, as a list, or as one text with commas between them. */
-function patterns() {
-  const written = z.union([z.string(), z.array(z.string(), { error: patternHint })], { error: patternHint })
-  return written.transform((value, context): readonly string[] => {
-    const list = (typeof value === 'string' ? value.split(',') : value).map((text) => text.trim())
-    const found = typeof value === 'string' ? list.filter((text) => text !== '') : list
-    for (const text of found) {
-      const message =
-        text === '*'
-          ? 'write ** to mean all repositories, or team/* to mean those directly below team'
-          : `${JSON.stringify(text)} is not a repository pattern: ${patternHint}`
-      if (text !== '*' && text.length <= 255 && repositoryPattern.test(text)) continue
-      context.issues.push({ code: 'custom', message, input: text })
-    }
-    return found
-  })
-}
-
-const immutableHint = 'write patterns such as team/**:v* or **:release-*'
-
-/** Patterns of tags in repositories, as a list, or as one text with commas between them. */
-function tagPatterns() {
-  return list(immutableHint, (text) => {
-    const colon = text.lastIndexOf(':')
-    const isTag = /^[\w.*-]{1,128}$/.test(text.slice(colon + 1))
-    return colon > 0 && colon <= 255 && isTag && repositoryPattern.test(text.slice(0, colon))
-  })
-}
-
-const networkHint = 'write addresses or networks such as 10.0.0.1 or 10.0.0.0/8'
-
-/** Addresses and networks, as a list, or as one text with commas between them. */
-function networks() {
-  return list(networkHint, (text) => {
-    const [address = '', bits, ...more] = text.split('/')
-    const most = isIPv4(address) ? 32 : isIPv6(address) ? 128 : -1
-    return most > 0 && more.length === 0 && (bits === undefined || readWhole(bits, 0, most) !== undefined)
-  })
-}
-
-function list(hint: string, isGood: (text: string) => boolean) {
-  const written = z.union([z.string(), z.array(z.string(), { error: hint })], { error: hint })
-  return written.transform((value, context): readonly string[] => {
-    const texts = (typeof value === 'string' ? value.split(',') : value).map((text) => text.trim())
-    const found = typeof value === 'string' ? texts.filter((text) => text !== '') : texts
-    for (const text of found.filter((candidate) => !isGood(candidate))) {
-      context.issues.push({
-        code: 'custom',
-        message: `${JSON.stringify(text)} is wrong here: ${hint}`,
-        input: text,
-      })
-    }
-    return found
-  })
-}
-
-function readUrl(text: string): string | undefined {
-  if (!URL.canParse(text)) return undefined
-  const url = new URL(text)
-  const isPlain = url.pathname === '/' && url.search === '' && url.hash === '' && url.username === ''
-  return isPlain && /^https?:$/.test(url.protocol) ? url.origin : undefined
 }
 
 const tls = z
@@ -287,9 +126,10 @@ export const schema = z.strictObject({
           'A PEM file with the Ed25519 key that signs tokens; unset, a key is made in the data folder at the first ' +
             'start.',
         ),
-      refresh: choice(['true', 'false'], 'write true or false')
+      refresh: word('write true or false', (text) =>
+        text === 'true' ? true : text === 'false' ? false : undefined,
+      )
         .prefault('false')
-        .transform((text) => text === 'true')
         .describe(
           'Whether clients that ask for it get a refresh token, which lasts 90 days. Docker then keeps it in the ' +
             'place of the password, and other programs cannot use its logins.',
@@ -409,6 +249,7 @@ function variableOf(path: string): string {
 }
 
 function fallbackOf(part: z.ZodType): string | undefined {
+  if (part instanceof z.ZodPipe && part.def.in instanceof z.ZodPrefault) return fallbackOf(part.def.in)
   if (!(part instanceof z.ZodPrefault)) return undefined
   const value: unknown = part.def.defaultValue
   return typeof value === 'object' ? JSON.stringify(value) : String(value)

@@ -72,7 +72,7 @@ async function makeDirectories(parent: string, names: readonly string[]): Promis
   const present = new Set(await readdir(parent))
   const missing = names.filter((name) => !present.has(name))
   await Promise.all(missing.map((name) => mkdir(join(parent, name), { recursive: true })))
-  if (missing.length > 0) await syncDirectories([parent])
+  await syncDirectories([parent]) // also what an interrupted first start has made
 }
 
 async function syncDirectories(directories: readonly string[]): Promise<void> {

@@ -99,7 +99,7 @@ export interface Totals {
  * Names and relations: repositories, links to blobs, manifests with their bytes, tags, upload sessions.
  *
  * One method is one use case is one transaction: it happens whole or not at all, and what it resolved is
- * durable (only the opening of an upload and its turn are not: nothing is lost with them). Every decision that
+ * durable (only the opening, the turn and the removal of an upload are not: nothing is lost with them). Every decision that
  * two servers could take at once is taken inside one of these methods.
  *
  * Each method may throw RegistryError UNAVAILABLE (locked for too long, disk failing) or STORAGE_FULL: then it

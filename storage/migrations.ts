@@ -161,6 +161,12 @@ const migrations: readonly Migration[] = [
         version INTEGER NOT NULL
       ) STRICT;
       INSERT INTO access_state VALUES (1, 1);
+
+      CREATE TABLE probe (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        checked_at INTEGER NOT NULL
+      ) STRICT;
+      INSERT INTO probe VALUES (1, 0);
       ${accessTriggers}
     `,
   },

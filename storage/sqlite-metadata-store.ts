@@ -289,7 +289,7 @@ class SqliteMetadataStore implements MetadataStore {
 
   async check(): Promise<void> {
     await this.#read((queries) => queries.totals.get())
-    await this.#writer.run('check')
+    await this.#writer.run('check', Date.now())
   }
 
   async close(): Promise<void> {

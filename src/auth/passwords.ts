@@ -1,5 +1,5 @@
 import { randomBytes, type ScryptOptions, scrypt, timingSafeEqual } from 'node:crypto'
-import { Piscina } from 'piscina'
+import type { Piscina } from 'piscina'
 import { RegistryError } from '../oci/errors.js'
 import { Turnstile } from './turnstile.js'
 
@@ -31,13 +31,7 @@ export interface BcryptRequest {
 /** Hashes and checks passwords, never on the event loop. */
 export class Passwords {
   readonly #turnstile = new Turnstile(atOnce, waitingRoom)
-  /** bcrypt is JavaScript: it runs on a thread, which starts with the first old hash and goes when idle. */
-  readonly #bcrypt = new Piscina<BcryptRequest, boolean>({
-    filename: new URL('./bcrypt-thread.js', import.meta.url).href,
-    minThreads: 0,
-    maxThreads: 1,
-    idleTimeout: 5000,
-  })
+  #bcrypt: Promise<Piscina<BcryptRequest, boolean>> | undefined
   /** Compared with when there is no such user: the answer must take as long (reliability S10). */
   readonly #decoy = encode(randomBytes(saltLength), randomBytes(keyLength))
 
@@ -57,16 +51,28 @@ export class Passwords {
     if (!isPassword(password)) return { isRight: false, isOutdated: false }
     return this.#turnstile.run(async () => {
       if (hash?.startsWith('$2')) {
-        return { isRight: await this.#bcrypt.run({ password, hash }), isOutdated: true }
+        this.#bcrypt ??= startBcrypt()
+        return { isRight: await (await this.#bcrypt).run({ password, hash }), isOutdated: true }
       }
       const isRight = await compareScrypt(password, hash ?? this.#decoy)
       return { isRight: isRight && hash !== undefined, isOutdated: false }
     })
   }
 
-  close(): Promise<void> {
-    return this.#bcrypt.close()
+  async close(): Promise<void> {
+    await (await this.#bcrypt)?.close()
   }
+}
+
+/** bcrypt is JavaScript: it runs on a thread, which starts with the first old hash and goes when idle. */
+async function startBcrypt(): Promise<Piscina<BcryptRequest, boolean>> {
+  const { Piscina } = await import('piscina')
+  return new Piscina({
+    filename: new URL('./bcrypt-thread.js', import.meta.url).href,
+    minThreads: 0,
+    maxThreads: 1,
+    idleTimeout: 5000,
+  })
 }
 
 /** Whether the text can be a password at all: NUL would end it early in other programs. */

@@ -1,5 +1,4 @@
 import { type Logger, pino } from 'pino'
-import pretty from 'pino-pretty'
 import type { Config } from '../../config/schema.js'
 
 /** Standard error: standard output has the three lines of the start, and nothing else. */
@@ -12,10 +11,11 @@ const stderr = 2
 const wholeWrite = 4096
 
 /** The log: JSON lines, or text for people when they look at it on a terminal. */
-export function createLogger(log: Config['log'], worker: string | undefined): Logger {
+export async function createLogger(log: Config['log'], worker: string | undefined): Promise<Logger> {
   const isPretty = log.format === 'pretty' || (log.format === 'auto' && process.stderr.isTTY === true)
   const options = { level: log.level, base: worker === undefined ? null : { worker } }
   if (isPretty) {
+    const { default: pretty } = await import('pino-pretty')
     return pino(
       options,
       pretty({ destination: stderr, sync: true, ignore: 'pid,hostname', singleLine: true }),

@@ -1,5 +1,10 @@
 import type { Config } from '../../config/schema.js'
 
+/** Something that stops the server from starting, in a sentence for the person who started it. */
+export class StartError extends Error {
+  override readonly name = 'StartError'
+}
+
 const reasons: Readonly<Record<string, string>> = {
   EADDRINUSE: 'another program is listening there: stop it, or choose another port with --listen.',
   EACCES: 'this user may not use that port: choose one above 1023 with --listen.',

@@ -28,7 +28,7 @@ function askMetrics(): Promise<MetricsText> {
 }
 
 async function start(config: Config, name: string): Promise<void> {
-  const logger = createLogger(config.log, name)
+  const logger = await createLogger(config.log, name)
   try {
     const worker = await startWorker(config, { logger, processName: name, collectMetrics: askMetrics })
     stop = async () => {

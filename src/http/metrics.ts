@@ -1,12 +1,4 @@
-import {
-  AggregatorRegistry,
-  Counter,
-  collectDefaultMetrics,
-  Gauge,
-  Histogram,
-  type PrometheusContentType,
-  register,
-} from 'prom-client'
+import { AggregatorRegistry, Counter, collectDefaultMetrics, Gauge, Histogram, register } from 'prom-client'
 
 /** Totals of the stores, read when somebody asks for the metrics. */
 export interface StoreTotals {
@@ -91,11 +83,4 @@ export class Metrics {
 /** Answers the primary process when it collects the metrics of all workers. */
 export function shareMetrics(): void {
   new AggregatorRegistry()
-}
-
-/** The metrics of all workers together; for the primary process. */
-export async function collectMetrics(
-  aggregator: AggregatorRegistry<PrometheusContentType>,
-): Promise<{ contentType: string; text: string }> {
-  return { contentType: aggregator.contentType, text: await aggregator.clusterMetrics() }
 }

@@ -16,6 +16,9 @@ import { allowedMethods, type Handlers, type Route, routes } from './routes.js'
 /** Room for a token in the headers (protocol section 16). */
 const maxHeaderSize = 32 * 1024
 
+/** What Node's parser takes; who sends no Host is refused by us, in the protocol's shape. */
+const limits = { maxHeaderSize, headersTimeout: 60_000, requireHostHeader: false }
+
 /** What the server needs. */
 export interface ServerOptions {
   readonly handlers: Handlers
@@ -50,7 +53,7 @@ export function createServer(options: ServerOptions): HttpServer {
     return work.finally(() => running.delete(work))
   }
   const app = fastify({
-    ...(options.tls === undefined ? {} : { https: options.tls }),
+    ...(options.tls === undefined ? { http: limits } : { https: { ...limits, ...options.tls } }),
     trustProxy: options.trustedProxies.length > 0 ? [...options.trustedProxies] : false,
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
@@ -59,7 +62,6 @@ export function createServer(options: ServerOptions): HttpServer {
     keepAliveTimeout: 120_000, // T-44: longer than the clients' own
     connectionTimeout: 0,
     routerOptions: { maxParamLength: maxHeaderSize },
-    http: { maxHeaderSize, headersTimeout: 60_000, requireHostHeader: false },
     rewriteUrl: (request: IncomingMessage) => foldPath(request.url ?? '/'),
     clientErrorHandler: replyParserError,
   } as Parameters<typeof fastify>[0]) as unknown as FastifyInstance
@@ -204,7 +206,7 @@ function logRequest(
   const line = {
     method: request.method,
     path: (request.url ?? '').split('?', 1)[0]?.replaceAll('%2F', '/').slice(0, 512),
-    status: response.statusCode,
+    status: response.headersSent ? response.statusCode : 499,
     route: about.route,
     ms: Math.round(about.seconds * 10_000) / 10,
     in: about.bytesIn,

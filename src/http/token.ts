@@ -116,16 +116,6 @@ export function tokenHandlers(options: TokenHandlerOptions) {
   }
 }
 
-/** Where everybody may do everything there is nothing to get a token for. */
-export const noTokenHandlers = {
-  async getToken(): Promise<void> {
-    throw new RegistryError('NOT_FOUND')
-  },
-  async postToken(): Promise<void> {
-    throw new RegistryError('NOT_FOUND')
-  },
-}
-
 /** TK-05: what the account may not do is left out; that is no error. */
 function limit(scopes: readonly Scope[], account: Account): Scope[] {
   return scopes.flatMap((scope): Scope[] => {

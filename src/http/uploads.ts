@@ -67,6 +67,7 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
           return sendCreated(exchange, digest)
         }
       }
+      await hasBytes(exchange.request) // an empty chunked body is read to its end: the connection can stay
       const algorithm = query.get('digest-algorithm') ?? canonicalAlgorithm
       if (!isAlgorithm(algorithm)) {
         throw new RegistryError('DIGEST_INVALID', 'digest-algorithm must be sha256 or sha512')

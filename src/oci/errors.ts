@@ -7,7 +7,6 @@
  */
 export const errorTable = {
   BLOB_UNKNOWN: { code: 'BLOB_UNKNOWN', status: 404, message: 'blob unknown to this repository' },
-  BLOB_UPLOAD_INVALID: { code: 'BLOB_UPLOAD_INVALID', status: 400, message: 'blob upload invalid' },
   BLOB_UPLOAD_UNKNOWN: {
     code: 'BLOB_UPLOAD_UNKNOWN',
     status: 404,

@@ -1,4 +1,4 @@
-import { Piscina } from 'piscina'
+import type { Piscina } from 'piscina'
 import { type ErrorKind, RegistryError } from '../oci/errors.js'
 import { type ParsedManifest, parseManifest } from '../oci/manifest.js'
 
@@ -21,26 +21,34 @@ export interface ParseRequest {
 
 /** Parses manifests; large ones on a thread, which starts with the first of them and goes when idle. */
 export class ManifestParser {
-  readonly #threads = new Piscina<ParseRequest, ParseReply>({
+  #threads: Promise<Piscina<ParseRequest, ParseReply>> | undefined
+
+  /** @throws RegistryError MANIFEST_INVALID, or UNAVAILABLE when too many large manifests wait */
+  readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<ParsedManifest> => {
+    if (bytes.byteLength <= smallManifest) return parseManifest(bytes, contentType)
+    this.#threads ??= startThreads()
+    const threads = await this.#threads
+    if (threads.queueSize >= longestQueue) {
+      throw new RegistryError('UNAVAILABLE', 'too many large manifests at once', { retryAfter: 1 })
+    }
+    const reply = await threads.run({ bytes, contentType })
+    if (!reply.ok) throw new RegistryError(reply.kind, reply.message)
+    return reply.manifest
+  }
+
+  async close(): Promise<void> {
+    await (await this.#threads)?.close()
+  }
+}
+
+/** Loaded with the first large manifest: most processes never see one. */
+async function startThreads(): Promise<Piscina<ParseRequest, ParseReply>> {
+  const { Piscina } = await import('piscina')
+  return new Piscina({
     filename: new URL('./manifest-parser-thread.js', import.meta.url).href,
     minThreads: 0,
     maxThreads: 1,
     maxQueue: longestQueue,
     idleTimeout: 10_000,
   })
-
-  /** @throws RegistryError MANIFEST_INVALID, or UNAVAILABLE when too many large manifests wait */
-  readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<ParsedManifest> => {
-    if (bytes.byteLength <= smallManifest) return parseManifest(bytes, contentType)
-    if (this.#threads.queueSize >= longestQueue) {
-      throw new RegistryError('UNAVAILABLE', 'too many large manifests at once', { retryAfter: 1 })
-    }
-    const reply = await this.#threads.run({ bytes, contentType })
-    if (!reply.ok) throw new RegistryError(reply.kind, reply.message)
-    return reply.manifest
-  }
-
-  close(): Promise<void> {
-    return this.#threads.close()
-  }
 }

@@ -1,0 +1,28 @@
+import { readFile } from 'node:fs/promises'
+import type { Logger } from 'pino'
+import type { Config } from '../../config/schema.js'
+import type { AccessStore } from '../../storage/access-store.js'
+import { dataPaths } from '../../storage/data-folder.js'
+import { KeyStore } from '../../storage/key-store.js'
+import { Passwords } from '../auth/passwords.js'
+
+/** Makes what logins need: a signing key, and the first admin where the configuration names a password. */
+export async function prepareAccess(config: Config, access: AccessStore, logger: Logger): Promise<void> {
+  await new KeyStore(dataPaths(config.data).keys).prepare(Date.now())
+  const { passwordFile } = config.admin
+  if (passwordFile !== undefined) await addAdmin(access, passwordFile, logger)
+  if ((await access.countUsers()) === 0) {
+    logger.warn('there are no users, so nobody can log in: type "boathouse user add NAME --admin"')
+  }
+}
+
+async function addAdmin(access: AccessStore, passwordFile: string, logger: Logger): Promise<void> {
+  if ((await access.findUser('admin')) !== undefined) return
+  const password = (await readFile(passwordFile, 'utf8')).replace(/\r?\n$/, '')
+  const passwords = new Passwords()
+  const passwordHash = await passwords.hash(password)
+  await passwords.close()
+  if (await access.addUser({ name: 'admin', passwordHash, isAdmin: true }, Date.now())) {
+    logger.info({ audit: 'user added', user: 'admin' }, 'made the user admin')
+  }
+}

@@ -1,0 +1,127 @@
+import cluster, { type Worker } from 'node:cluster'
+import { fileURLToPath } from 'node:url'
+import type { Logger } from 'pino'
+import type { AggregatorRegistry, PrometheusContentType } from 'prom-client'
+import { threadpoolSize } from '../../config/load.js'
+import type { Config } from '../../config/schema.js'
+import type { FromWorker, ToWorker } from './messages.js'
+import { StartError } from './start-failure.js'
+
+/** Threads for file operations in each process: syncs wait for the disk, and others must not wait for them. */
+const fileThreads = 16
+
+/** Milliseconds before a worker that died is replaced. */
+const respawnPause = 1000
+
+/** The worker processes: they serve one port over one data folder as one server. */
+export class WorkerPool {
+  readonly #config: Config
+  readonly #logger: Logger
+  /** Called with the name of a worker that died: what it held is free. */
+  readonly #onDeath: (name: string) => void
+  /** Resolves when the data folder is ready for the workers. */
+  readonly #ready: Promise<void>
+  #begin: () => void = () => undefined
+  #aggregator: AggregatorRegistry<PrometheusContentType> | undefined
+  #isStopping = false
+
+  /**
+   * Starts the processes at once: they load while the data folder is prepared, and wait for {@link start}.
+   */
+  constructor(config: Config, logger: Logger, onDeath: (name: string) => void) {
+    this.#config = config
+    this.#logger = logger
+    this.#onDeath = onDeath
+    this.#ready = new Promise((resolve) => {
+      this.#begin = resolve
+    })
+    cluster.setupPrimary({ exec: fileURLToPath(new URL('./worker-main.js', import.meta.url)), args: [] })
+    for (let count = 0; count < config.workers; count++) this.#fork()
+  }
+
+  /** Lets the workers listen. @returns the port @throws StartError when they cannot */
+  async start(): Promise<number> {
+    const listening = this.#running().map(whenListening)
+    this.#begin()
+    const [port = this.#config.listen.port] = await Promise.all(listening)
+    cluster.on('exit', (worker, code, signal) => this.#replace(worker, code, signal))
+    return port
+  }
+
+  /** Lets running requests end within the grace time. */
+  async stop(): Promise<void> {
+    this.#isStopping = true
+    await Promise.all(this.#running().map(stopWorker))
+  }
+
+  /** Ends the processes at once; for a start that failed. */
+  kill(): void {
+    this.#isStopping = true
+    for (const worker of this.#running()) worker.process.kill('SIGKILL')
+  }
+
+  #running(): Worker[] {
+    return Object.values(cluster.workers ?? {}).filter((worker) => worker !== undefined)
+  }
+
+  #fork(): void {
+    const worker = cluster.fork({ UV_THREADPOOL_SIZE: threadpoolSize() ?? fileThreads })
+    // A message to a worker that has just died: its exit says all there is to say.
+    worker.on('error', (error) => this.#logger.debug({ err: error }, 'a worker could not be told'))
+    worker.on('message', (message: FromWorker) => {
+      if (message.type === 'hello') void this.#ready.then(() => this.#configure(worker))
+      if (message.type === 'metrics') void this.#answerMetrics(worker, message.id)
+    })
+  }
+
+  #configure(worker: Worker): void {
+    tell(worker, { type: 'start', config: this.#config, name: nameOf(worker) })
+  }
+
+  #replace(worker: Worker, code: number, signal: string): void {
+    if (this.#isStopping) return
+    this.#logger.error({ worker: worker.id, code, signal }, 'a worker died: starting another')
+    this.#onDeath(nameOf(worker))
+    setTimeout(() => {
+      if (!this.#isStopping) this.#fork()
+    }, respawnPause)
+  }
+
+  /** Loaded when somebody asks: most starts do not need it. */
+  async #answerMetrics(worker: Worker, id: number): Promise<void> {
+    try {
+      const { AggregatorRegistry } = await import('prom-client')
+      this.#aggregator ??= new AggregatorRegistry()
+      const text = await this.#aggregator.clusterMetrics()
+      tell(worker, { type: 'metrics', id, contentType: this.#aggregator.contentType, text })
+    } catch (error) {
+      this.#logger.error({ err: error }, 'metrics could not be collected')
+      tell(worker, { type: 'metrics', id, contentType: 'text/plain', text: '' })
+    }
+  }
+}
+
+function nameOf(worker: Worker): string {
+  return `worker-${worker.id}`
+}
+
+function tell(worker: Worker, message: ToWorker): void {
+  if (worker.isConnected()) worker.send(message)
+}
+
+function whenListening(worker: Worker): Promise<number> {
+  return new Promise((resolve, reject) => {
+    worker.once('listening', (address) => resolve(address.port))
+    worker.on('message', (message: FromWorker) => {
+      if (message.type === 'failed') reject(new StartError(message.message))
+    })
+    worker.once('exit', () => reject(new StartError('A worker ended before it could listen: see the log.')))
+  })
+}
+
+function stopWorker(worker: Worker): Promise<void> {
+  return new Promise((resolve) => {
+    worker.once('exit', () => resolve())
+    tell(worker, { type: 'stop' })
+  })
+}

@@ -1,0 +1,75 @@
+import { readFile } from 'node:fs/promises'
+import type { Config } from '../config/schema.js'
+import type { AccessStore } from '../storage/access-store.js'
+import { dataPaths } from '../storage/data-folder.js'
+import { KeyStore, parseSigningKey } from '../storage/key-store.js'
+import { createAccessToken } from './auth/access-tokens.js'
+import { type Account, Accounts } from './auth/accounts.js'
+import { Passwords } from './auth/passwords.js'
+import { Throttle } from './auth/throttle.js'
+import { TokenAccess } from './auth/token-access.js'
+import { type KeySource, Tokens } from './auth/tokens.js'
+import type { Audit } from './http/audit.js'
+import { tokenHandlers } from './http/token.js'
+
+/** Milliseconds between two notes of which access tokens were used. */
+const useInterval = 60_000
+
+/** Days that a refresh token lasts. */
+const refreshDays = 90
+
+/** Composes users, tokens and grants: what `auth: token` means. */
+export function createTokenAccess(config: Config, store: AccessStore, audit: Audit) {
+  const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
+  const passwords = new Passwords()
+  const accounts = new Accounts(store, passwords, new Throttle())
+  const tokens = new Tokens(keySource(config), service, config.tokens.expireAfter / 1000)
+  const timer = setInterval(() => void accounts.flushUses(Date.now()).catch(() => undefined), useInterval)
+  return {
+    policy: new TokenAccess(accounts, tokens),
+    service,
+    handlers: tokenHandlers({
+      accounts,
+      tokens,
+      audit,
+      idleTimeout: config.timeouts.idle,
+      createRefreshToken: config.tokens.refresh
+        ? (account, client) => createRefreshToken(store, account, client)
+        : undefined,
+    }),
+    async close() {
+      clearInterval(timer)
+      await accounts.flushUses(Date.now())
+      await passwords.close()
+    },
+  }
+}
+
+/** A refresh token is an access token that its owner did not ask for by name: listed and revoked like the others. */
+async function createRefreshToken(store: AccessStore, account: Account, client: string): Promise<string> {
+  const { id, text, secretHash } = createAccessToken()
+  const now = Date.now()
+  await store.addAccessToken({
+    id,
+    user: account.name,
+    name: `login ${client.replace(/[^\w.-]/g, '').slice(0, 40)} ${id.slice(0, 8)}`,
+    secretHash,
+    scopes: [{ pattern: '**', permissions: ['admin'] }],
+    createdAt: now,
+    expiresAt: now + refreshDays * 86_400_000,
+  })
+  return text
+}
+
+/** The configured key signs, where there is one; those of the data folder verify what they signed before. */
+function keySource(config: Config): KeySource {
+  const store = new KeyStore(dataPaths(config.data).keys)
+  const { keyFile } = config.tokens
+  return {
+    async load() {
+      const made = (await store.load()).map(({ key }) => key)
+      return keyFile === undefined ? made : [parseSigningKey(await readFile(keyFile, 'utf8')), ...made]
+    },
+    state: () => store.state(),
+  }
+}
