@@ -4,6 +4,7 @@ import type { Logger } from 'pino'
 import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import { openAccess } from './auth/access.js'
+import type { LoginObserver } from './auth/accounts.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
 import { healthHandlers } from './http/health.js'
@@ -61,7 +62,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     const user = exchange.caller.identity.name
     options.logger.info({ audit: event, user, remote: exchange.address, ...about }, event)
   }
-  const access = await createAccess(config, stores, audit)
+  const onLogin: LoginObserver = (user, remote, isRight) => {
+    const event = isRight ? 'login' : 'login refused'
+    options.logger.info({ audit: event, user: user.slice(0, 128), remote }, event)
+  }
+  const access = await createAccess(config, stores, { audit, onLogin })
   const idleTimeout = config.timeouts.idle
   let isDraining = false
 
@@ -103,10 +108,10 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
 }
 
 /** Who may do what, by the setting `auth`. What logins need is loaded only where there are any. */
-async function createAccess(config: Config, stores: Stores, audit: Audit) {
+async function createAccess(config: Config, stores: Stores, log: { audit: Audit; onLogin: LoginObserver }) {
   if (authMode(config) === 'token') {
     const { createTokenAccess } = await import('./token-app.js')
-    return createTokenAccess(config, stores.access, audit)
+    return createTokenAccess(config, stores.access, log)
   }
   return { policy: openAccess, service: '', handlers: noTokenHandlers, close: async () => undefined }
 }

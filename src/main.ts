@@ -1,83 +1,70 @@
 #!/usr/bin/env node
-import { parseArgs } from 'node:util'
-import { settingsHelp } from '../config/help.js'
-import { ConfigError, loadConfigFromProcess } from '../config/load.js'
-import type { Config } from '../config/schema.js'
-import { DataFolderInUseError } from '../storage/data-folder.js'
-import { NewerSchemaError } from '../storage/migrations.js'
-import { StartError, serve } from './commands/serve.js'
-import { describeStartFailure } from './commands/start-failure.js'
+import { ConfigError } from '../config/load.js'
+import { type Command, Misuse, Refusal, splitCommand } from './commands/command.js'
 import { version } from './version.js'
 
-/** Exit codes: the server could not start or failed; what was written is wrong. */
+/** Exit codes: it could not be done; what was written is wrong. */
 const failed = 1
 const misused = 2
 
+/** Commands are loaded when they are called: most need little of the program. */
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import('./commands/run-server.js')).runServer,
+  user: async () => (await import('./commands/user.js')).user,
+  token: async () => (await import('./commands/token.js')).token,
+  grant: async () => (await import('./commands/grant.js')).grant,
+  revoke: async () => (await import('./commands/grant.js')).revoke,
+  access: async () => (await import('./commands/access.js')).access,
+  key: async () => (await import('./commands/key.js')).key,
+}
+
 const usage = `Boathouse ${version}: a private Docker and OCI registry
 
-  boathouse serve [--config FILE] [--listen HOST:PORT] [--data DIR]
-  boathouse --help
+  boathouse serve    run the registry
+  boathouse user     add|passwd|disable|enable|admin|groups|remove|list|import: who may log in
+  boathouse token    create|list|revoke: passwords for machines
+  boathouse grant    PERMISSION PATTERN --to WHOM: allow somebody something
+  boathouse revoke   PERMISSION PATTERN --to WHOM: take a grant back
+  boathouse access   list|explain|export|apply: who may do what, and why
+  boathouse key      rotate|list: the keys that sign logins
+
+  boathouse COMMAND --help    more about one of them; "boathouse serve --help" shows all settings
   boathouse --version
 
-Every setting can stand in the YAML file of --config, and in a variable; flags win over variables, variables
-over the file.
-
-${settingsHelp()}`
+All but serve work on the data folder of a server (--config FILE, --data DIR, BOATHOUSE_DATA), also while it runs.
+They exit with 0 when it is done, 1 when it cannot be done, and 2 when it is not well said.`
 
 /** Runs the command line. @returns the exit code */
 async function main(args: readonly string[]): Promise<number> {
-  let parsed: ReturnType<typeof parseCommandLine>
+  const { name, rest } = splitCommand(args)
+  const end = rest.indexOf('--')
+  const options = end < 0 ? rest : rest.slice(0, end)
+  const asksHelp = options.includes('--help') || options.includes('-h')
+  if (name === undefined) {
+    if (asksHelp) return say(usage)
+    if (options.includes('--version') || options.includes('-v')) return say(version)
+    return complain('Name a command.', '')
+  }
+  const load = Object.hasOwn(commands, name) ? commands[name] : undefined
+  if (load === undefined) return complain(`There is no command ${JSON.stringify(name.slice(0, 80))}.`, '')
+  const command = await load()
+  if (asksHelp) return say(command.usage)
   try {
-    parsed = parseCommandLine(args)
+    return await command.run(rest)
   } catch (error) {
-    return complain(error instanceof Error ? error.message : String(error))
+    return report(error, name)
   }
-  const { values, positionals } = parsed
-  if (values.help === true) return say(usage)
-  if (values.version === true) return say(version)
-  const [command, ...others] = positionals
-  if (command !== 'serve' || others.length > 0) {
-    return complain(
-      command === undefined ? 'Name a command.' : `There is no command "${positionals.join(' ')}".`,
-    )
-  }
-  return runServe(values)
 }
 
-function parseCommandLine(args: readonly string[]) {
-  return parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: {
-      config: { type: 'string' },
-      listen: { type: 'string' },
-      data: { type: 'string' },
-      help: { type: 'boolean', short: 'h' },
-      version: { type: 'boolean', short: 'v' },
-    },
-  })
-}
-
-async function runServe(flags: { config?: string; listen?: string; data?: string }): Promise<number> {
-  let config: Config
-  try {
-    config = loadConfigFromProcess(flags)
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error
+function report(error: unknown, name: string): number {
+  if (error instanceof Misuse) return complain(error.message, `${name} `)
+  if (error instanceof ConfigError) {
     process.stderr.write(`${error.faults.join('\n')}\n`)
     return misused
   }
-  try {
-    return await serve(config)
-  } catch (error) {
-    const isExpected =
-      error instanceof StartError ||
-      error instanceof DataFolderInUseError ||
-      error instanceof NewerSchemaError
-    const text = isExpected ? error.message : describeStartFailure(error, config)
-    process.stderr.write(`${text}\n`)
-    return failed
-  }
+  if (!(error instanceof Refusal)) throw error
+  process.stderr.write(`${error.message}\n`)
+  return failed
 }
 
 function say(text: string): number {
@@ -85,9 +72,11 @@ function say(text: string): number {
   return 0
 }
 
-function complain(text: string): number {
-  process.stderr.write(`${text} "boathouse --help" shows what there is.\n`)
+function complain(text: string, command: string): number {
+  process.stderr.write(`${text} "boathouse ${command}--help" shows what there is.\n`)
   return misused
 }
 
+// Whoever reads the answer may have read enough, as head does.
+process.stdout.on('error', () => process.exit(failed))
 process.exit(await main(process.argv.slice(2)))

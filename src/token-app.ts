@@ -4,7 +4,7 @@ import type { AccessStore } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { KeyStore, parseSigningKey } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
-import { type Account, Accounts } from './auth/accounts.js'
+import { type Account, Accounts, type LoginObserver } from './auth/accounts.js'
 import { Passwords } from './auth/passwords.js'
 import { Throttle } from './auth/throttle.js'
 import { TokenAccess } from './auth/token-access.js'
@@ -19,10 +19,14 @@ const useInterval = 60_000
 const refreshDays = 90
 
 /** Composes users, tokens and grants: what `auth: token` means. */
-export function createTokenAccess(config: Config, store: AccessStore, audit: Audit) {
+export function createTokenAccess(
+  config: Config,
+  store: AccessStore,
+  log: { audit: Audit; onLogin: LoginObserver },
+) {
   const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
   const passwords = new Passwords()
-  const accounts = new Accounts(store, passwords, new Throttle())
+  const accounts = new Accounts(store, passwords, new Throttle(), log.onLogin)
   const tokens = new Tokens(keySource(config), service, config.tokens.expireAfter / 1000)
   const timer = setInterval(() => void accounts.flushUses(Date.now()).catch(() => undefined), useInterval)
   return {
@@ -31,7 +35,7 @@ export function createTokenAccess(config: Config, store: AccessStore, audit: Aud
     handlers: tokenHandlers({
       accounts,
       tokens,
-      audit,
+      audit: log.audit,
       idleTimeout: config.timeouts.idle,
       createRefreshToken: config.tokens.refresh
         ? (account, client) => createRefreshToken(store, account, client)

@@ -180,6 +180,14 @@ export class NewerSchemaError extends Error {
   override readonly name = 'NewerSchemaError'
 }
 
+/** @throws NewerSchemaError */
+export function refuseNewerSchema(version: number): void {
+  if (version <= schemaVersion) return
+  throw new NewerSchemaError(
+    `The data folder has schema version ${version}, but this program knows versions up to ${schemaVersion}: start a newer Boathouse on it.`,
+  )
+}
+
 /**
  * Brings a database to {@link schemaVersion}, each step in a transaction of its own together with its number:
  * an interruption leaves the database at a version, never between two.
@@ -187,11 +195,7 @@ export class NewerSchemaError extends Error {
  */
 export function migrate(db: Database): void {
   const current = Number(db.pragma('user_version', { simple: true }))
-  if (current > schemaVersion) {
-    throw new NewerSchemaError(
-      `the data folder has schema version ${current}, but this program knows versions up to ${schemaVersion}: start a newer Boathouse on it`,
-    )
-  }
+  refuseNewerSchema(current)
   for (const { version, sql } of migrations.slice(current)) {
     db.transaction(() => {
       db.exec(sql)

@@ -13,8 +13,9 @@ export function prepareAccessOperations(db: Database) {
 
 function prepareUsers(db: Database) {
   const add = db.prepare(
-    `INSERT INTO user (name, password_hash, is_admin, created_at) VALUES (?, ?, ?, ?)
-     ON CONFLICT (name) DO NOTHING`,
+    // The version only goes up, so a user who comes again never has an epoch that he had before.
+    `INSERT INTO user (name, password_hash, is_admin, created_at, epoch)
+     VALUES (?, ?, ?, ?, (SELECT version FROM access_state)) ON CONFLICT (name) DO NOTHING`,
   )
   const setPassword = db.prepare('UPDATE user SET password_hash = ?, epoch = epoch + 1 WHERE name = ?')
   const rehash = db.prepare('UPDATE user SET password_hash = ? WHERE name = ? AND password_hash = ?')

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
@@ -16,7 +17,7 @@ import type {
   Totals,
   Upload,
 } from './metadata-store.js'
-import { migrate } from './migrations.js'
+import { migrate, refuseNewerSchema } from './migrations.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { openDatabase } from './sqlite-connection.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
@@ -28,6 +29,8 @@ import { Writer, type WriterOptions } from './sqlite-writer-client.js'
  * @throws NewerSchemaError
  */
 export function prepareSqlite(path: string): void {
+  // Looked at before it is opened for writing: a newer database stays as it is, its log included.
+  if (existsSync(path)) refuseNewerSchema(readSchemaVersion(path))
   const db = openDatabase(path, 'writer')
   try {
     migrate(db)

@@ -237,10 +237,18 @@ function prepareManifests(db: Database) {
       'SELECT 1 FROM tag t JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND t.name = ?',
     )
     .pluck()
-  const tagsOf = db
-    .prepare<[string, string], Tag>(
-      `SELECT t.name FROM tag t JOIN manifest m ON m.id = t.manifest_id
-       JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND m.digest = ?`,
+  // An immutable tag also keeps what its index lists, at any depth.
+  const tagsAbove = db
+    .prepare<{ repository: string; digest: string }, Tag>(
+      `WITH RECURSIVE above (id, repository_id, digest) AS (
+         SELECT m.id, m.repository_id, m.digest FROM manifest m JOIN repository r ON r.id = m.repository_id
+         WHERE r.name = :repository AND m.digest = :digest
+         UNION
+         SELECT m.id, m.repository_id, m.digest FROM above
+         JOIN manifest_child c ON c.repository_id = above.repository_id AND c.digest = above.digest
+         JOIN manifest m ON m.id = c.manifest_id
+       )
+       SELECT t.name FROM above JOIN tag t ON t.manifest_id = above.id`,
     )
     .pluck()
 
@@ -290,7 +298,7 @@ function prepareManifests(db: Database) {
 
     /** The tags and the edges go with it by their foreign keys. */
     deleteManifest(repository: RepositoryName, digest: Digest, immutable: readonly string[]): DeleteResult {
-      const tags = immutable.length === 0 ? [] : tagsOf.all(repository, digest)
+      const tags = immutable.length === 0 ? [] : tagsAbove.all({ repository, digest })
       const kept = tags.find((tag) => isImmutable(tag, immutable))
       if (kept !== undefined) return { outcome: 'immutable', tag: kept }
       return { outcome: deleteManifest.run(repository, digest).changes === 1 ? 'deleted' : 'unknown' }

@@ -1,3 +1,4 @@
+import { generateKeyPairSync } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { availableParallelism } from 'node:os'
@@ -6,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { settingsHelp } from '../config/help.js'
-import { ConfigError, isLoopback, loadConfig } from '../config/load.js'
+import { authMode, ConfigError, isLoopback, loadConfig } from '../config/load.js'
 import { type Config, defaults, settings } from '../config/schema.js'
 import { selfSigned } from './certificate.js'
 import { runServerCommand, scratchDir } from './harness.js'
@@ -20,11 +21,11 @@ interface Sources {
   flags?: { config?: string; listen?: string; data?: string }
 }
 
-let files = 0
+let configFiles = 0
 
 function load(t: Test, { yaml, env = {}, flags = {} }: Sources): Config {
   if (yaml === undefined) return loadConfig({ flags, env })
-  const folder = join(scratchDir(t), String(files++))
+  const folder = join(scratchDir(t), String(configFiles++))
   mkdirSync(folder)
   writeFileSync(join(folder, 'boathouse.yaml'), yaml)
   return loadConfig({ flags: { config: join(folder, 'boathouse.yaml'), ...flags }, env })
@@ -64,14 +65,18 @@ t.test('with nothing configured, the defaults hold', async (t) => {
   t.strictSame(config, {
     listen: { host: '127.0.0.1', port: 5000 },
     data: resolve('data'),
+    trustedProxies: [],
     workers: Math.min(4, availableParallelism()),
     tls: undefined,
+    admin: {},
+    tokens: { expireAfter: 300_000, refresh: false },
+    tags: { immutable: [] },
     log: { level: 'info', format: 'auto' },
     uploads: { expireAfter: 24 * 3_600_000, maxPerRepository: 1000, maxBlobSize: 1024 ** 4 },
     manifests: { sparse: [] },
     timeouts: { idle: 60_000, shutdown: 30_000 },
   })
-  t.notOk('auth' in config, 'nobody has agreed to let everybody in')
+  t.notOk('auth' in config, 'the address decides')
 })
 
 t.test('a configuration is frozen in all its parts', async (t) => {
@@ -116,16 +121,27 @@ t.test('the example file has every setting and no other, with its default', asyn
     )
   }
   const unset = settings.filter(({ fallback }) => fallback === undefined).map(({ path }) => path)
-  t.strictSame(unset, ['auth', 'tls.certificate', 'tls.key'])
+  t.strictSame(unset, [
+    'auth',
+    'publicUrl',
+    'tls.certificate',
+    'tls.key',
+    'admin.passwordFile',
+    'tokens.service',
+    'tokens.keyFile',
+  ])
 })
 
 t.test('the example file describes every setting in the words of the help', async (t) => {
   const lines = exampleText.split('\n')
   for (const { path, description } of settings) {
-    const name = path.split('.').at(-1) ?? ''
-    const indent = path.includes('.') ? '  ' : ''
+    const [first = '', second] = path.split('.')
+    const indent = second === undefined ? '' : '  '
+    const start = second === undefined ? 0 : lines.indexOf(`${first}:`)
+    const name = second ?? first
     const index = lines.findIndex(
-      (line) => line.startsWith(`${indent}${name}:`) || line.startsWith(`${indent}#${name}:`),
+      (line, at) =>
+        at >= start && (line.startsWith(`${indent}${name}:`) || line.startsWith(`${indent}#${name}:`)),
     )
     const comment: string[] = []
     for (let above = index - 1; lines[above]?.startsWith(`${indent}# `); above--) {
@@ -157,8 +173,14 @@ t.test('the help names every setting, its variable and its default', async (t) =
 const others: Record<string, { text: string; value: unknown }> = {
   listen: { text: '127.0.0.2:6000', value: { host: '127.0.0.2', port: 6000 } },
   data: { text: 'elsewhere', value: resolve('elsewhere') },
-  auth: { text: 'none', value: 'none' },
+  auth: { text: 'token', value: 'token' },
+  publicUrl: { text: 'https://Registry.example.com:8443/', value: 'https://registry.example.com:8443' },
+  trustedProxies: { text: '10.0.0.0/8,::1', value: ['10.0.0.0/8', '::1'] },
   workers: { text: '7', value: 7 },
+  'tokens.expireAfter': { text: '1h', value: 3_600_000 },
+  'tokens.service': { text: 'registry.example.com:443', value: 'registry.example.com:443' },
+  'tokens.refresh': { text: 'true', value: true },
+  'tags.immutable': { text: 'team/**:v*,**:release-*', value: ['team/**:v*', '**:release-*'] },
   'log.level': { text: 'debug', value: 'debug' },
   'log.format': { text: 'json', value: 'json' },
   'uploads.expireAfter': { text: '15m', value: 900_000 },
@@ -172,9 +194,17 @@ const variables: Record<string, string> = {
   listen: 'BOATHOUSE_LISTEN',
   data: 'BOATHOUSE_DATA',
   auth: 'BOATHOUSE_AUTH',
+  publicUrl: 'BOATHOUSE_PUBLIC_URL',
+  trustedProxies: 'BOATHOUSE_TRUSTED_PROXIES',
   workers: 'BOATHOUSE_WORKERS',
   'tls.certificate': 'BOATHOUSE_TLS_CERTIFICATE',
   'tls.key': 'BOATHOUSE_TLS_KEY',
+  'admin.passwordFile': 'BOATHOUSE_ADMIN_PASSWORD_FILE',
+  'tokens.expireAfter': 'BOATHOUSE_TOKENS_EXPIRE_AFTER',
+  'tokens.service': 'BOATHOUSE_TOKENS_SERVICE',
+  'tokens.keyFile': 'BOATHOUSE_TOKENS_KEY_FILE',
+  'tokens.refresh': 'BOATHOUSE_TOKENS_REFRESH',
+  'tags.immutable': 'BOATHOUSE_TAGS_IMMUTABLE',
   'log.level': 'BOATHOUSE_LOG_LEVEL',
   'log.format': 'BOATHOUSE_LOG_FORMAT',
   'uploads.expireAfter': 'BOATHOUSE_UPLOADS_EXPIRE_AFTER',
@@ -190,9 +220,12 @@ function inYaml(path: string, text: string): string {
   return second === undefined ? `${first}: ${text}\n` : `${first}:\n  ${second}: ${text}\n`
 }
 
+/** Settings whose files must hold the right thing: they have tests of their own. */
+const files = ['tls.certificate', 'tls.key', 'admin.passwordFile', 'tokens.keyFile']
+
 t.test('every setting can be written in the file and as a variable', async (t) => {
   t.strictSame(Object.fromEntries(settings.map(({ path, variable }) => [path, variable])), variables)
-  for (const { path, variable } of settings.filter((setting) => !setting.path.startsWith('tls.'))) {
+  for (const { path, variable } of settings.filter((setting) => !files.includes(setting.path))) {
     const other = others[path]
     if (other === undefined) throw new Error(`${path} has no other value in this test`)
     t.strictSame(at(load(t, { yaml: inYaml(path, other.text) }), path), other.value, `${path} in the file`)
@@ -352,7 +385,46 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
   const refused: Record<string, string[]> = {
     data: ['{}', '[a]', '5', 'true', '""', '"a\\0b"', '~'],
     auth: ['basic', 'None', 'no', 'false', '[none]', '~'],
+    publicUrl: [
+      'registry.example.com',
+      'ftp://a.b',
+      'https://a.b/path',
+      'https://u@a.b',
+      'https://:p@a.b',
+      'https://a.b?q',
+      '5',
+      '[]',
+      '~',
+    ],
+    trustedProxies: [
+      '10.0.0.0/33',
+      '10.0.0',
+      '::1/129',
+      'proxy.example.com',
+      '10.0.0.1/',
+      '10.0.0.0/8/8',
+      '[1]',
+      '5',
+      '~',
+    ],
     workers: ['0', '65', '-1', '1.5', 'many', 'true', '.inf', '[1]', '~'],
+    'admin.passwordFile': ['""', '[a]', '5', '~'],
+    'tokens.expireAfter': ['59s', '61m', '5', 'never', '~'],
+    'tokens.service': ['""', '"a b"', 'a/b', "'\"'", '[a]', '~'],
+    'tokens.keyFile': ['""', '[a]', '5', '~'],
+    'tokens.refresh': ['yes', '1', '"True"', '[true]', '~'],
+    'tags.immutable': [
+      'v1',
+      '"*:v1"',
+      'team/**',
+      '"team/**:"',
+      '":v1"',
+      'team/**:a b',
+      'Team:v1',
+      '[5]',
+      '{a: b}',
+      '~',
+    ],
     'log.level': ['loud', 'INFO', '1', 'true', '~'],
     'log.format': ['xml', 'false', '~'],
     'uploads.expireAfter': ['tomorrow', '24', '{h: 24}', '~'],
@@ -420,9 +492,9 @@ t.test('all faults of all sources are told together, one sentence each', async (
   })
   t.strictSame([...faults].sort(), [
     '--listen is "here": write an address and a port, such as 127.0.0.1:5000, [::1]:5000, or :5000 for all addresses.',
-    'BOATHOUSE_NONSENSE in the environment is not a setting: boathouse --help lists all settings.',
+    'BOATHOUSE_NONSENSE in the environment is not a setting: boathouse serve --help lists all settings.',
     'BOATHOUSE_WORKERS is "many": write auto or a number from 1 to 64.',
-    'nonsense in boathouse.yaml, line 5, is not a setting: boathouse --help lists all settings.',
+    'nonsense in boathouse.yaml, line 5, is not a setting: boathouse serve --help lists all settings.',
     'tls.key in boathouse.yaml is "missing.pem", which does not exist: name a PEM file with the private key, without a passphrase.',
     'tls.key in boathouse.yaml is set, but tls.certificate is not: set both for HTTPS, or neither.',
     'uploads.expireAfter in boathouse.yaml is "tomorrow": write a duration such as 30m or 24h (at least 1s, at most 365d).',
@@ -458,12 +530,14 @@ t.test('unknown settings have their line, and a hint when a near one exists', as
     '\n\nlevel: info': 'level in boathouse.yaml, line 3, is not a setting: did you mean log.level?',
     'log.level: info':
       'log.level in boathouse.yaml, line 1, is not a setting: write log: on a line, and level: on the line below it, indented.',
-    'storage: x': 'storage in boathouse.yaml, line 1, is not a setting: boathouse --help lists all settings.',
+    'storage: x':
+      'storage in boathouse.yaml, line 1, is not a setting: boathouse serve --help lists all settings.',
     '__proto__: x':
-      '__proto__ in boathouse.yaml, line 1, is not a setting: boathouse --help lists all settings.',
+      '__proto__ in boathouse.yaml, line 1, is not a setting: boathouse serve --help lists all settings.',
     'constructor: x':
-      'constructor in boathouse.yaml, line 1, is not a setting: boathouse --help lists all settings.',
-    '"a\\nb": x': '"a\\nb" in boathouse.yaml, line 1, is not a setting: boathouse --help lists all settings.',
+      'constructor in boathouse.yaml, line 1, is not a setting: boathouse serve --help lists all settings.',
+    '"a\\nb": x':
+      '"a\\nb" in boathouse.yaml, line 1, is not a setting: boathouse serve --help lists all settings.',
   }
   for (const [yaml, fault] of Object.entries(hints)) t.strictSame(faultsOf(t, { yaml }), [fault])
   t.equal(faultsOf(t, { yaml: '? [a, b]\n: x' }).length, 1, 'a key that is a list')
@@ -484,8 +558,8 @@ t.test('unknown BOATHOUSE_ variables are faults, with a hint when a near one exi
     'BOATHOUSE_LISTN in the environment is not a setting: did you mean BOATHOUSE_LISTEN?',
     'BOATHOUSE_LOGLEVEL in the environment is not a setting: did you mean BOATHOUSE_LOG_LEVEL?',
     'BOATHOUSE_CONFG in the environment is not a setting: did you mean BOATHOUSE_CONFIG?',
-    'BOATHOUSE_PORT in the environment is not a setting: boathouse --help lists all settings.',
-    'BOATHOUSE_ in the environment is not a setting: boathouse --help lists all settings.',
+    'BOATHOUSE_PORT in the environment is not a setting: boathouse serve --help lists all settings.',
+    'BOATHOUSE_ in the environment is not a setting: boathouse serve --help lists all settings.',
   ])
 })
 
@@ -647,42 +721,100 @@ t.test('loopback is 127.0.0.0/8, ::1 and localhost', async (t) => {
   }
 })
 
-t.test('an address that others can reach needs auth in writing', async (t) => {
-  const rest =
-    ', which other machines can reach, but no authentication is set: listen on 127.0.0.1, or write "auth: none" ' +
-    '(BOATHOUSE_AUTH=none) to let everybody in push, pull and delete.'
-  for (const listen of [
-    '0.0.0.0:5000',
-    '[::]:5000',
-    ':5000',
-    '192.0.2.1:5000',
-    'registry.example.com:5000',
-  ]) {
-    t.strictSame(faultsOf(t, { flags: { listen } }), [`--listen is ${listen}${rest}`])
-    t.strictSame(faultsOf(t, { env: { BOATHOUSE_LISTEN: listen } }), [`BOATHOUSE_LISTEN is ${listen}${rest}`])
-    t.strictSame(faultsOf(t, { yaml: `listen: "${listen}"` }), [
-      `listen in boathouse.yaml is ${listen}${rest}`,
-    ])
-    t.strictSame(faultsOf(t, { yaml: 'auth: none', flags: { listen } }), [])
-    t.strictSame(faultsOf(t, { env: { BOATHOUSE_AUTH: 'none', BOATHOUSE_LISTEN: listen } }), [])
+t.test(
+  'unset, auth is none for an address that this machine alone can reach, and token otherwise',
+  async (t) => {
+    const mode = (sources: Sources) => authMode(load(t, sources))
+    for (const listen of [
+      '0.0.0.0:5000',
+      '[::]:5000',
+      ':5000',
+      '192.0.2.1:5000',
+      'registry.example.com:5000',
+    ]) {
+      t.equal(mode({ flags: { listen } }), 'token', listen)
+      t.equal(mode({ env: { BOATHOUSE_LISTEN: listen, BOATHOUSE_AUTH: '' } }), 'token', 'empty is not none')
+      t.equal(mode({ yaml: 'auth: none', flags: { listen } }), 'none', 'unless none is written')
+      t.equal(mode({ yaml: 'auth: none', env: { BOATHOUSE_AUTH: 'token' }, flags: { listen } }), 'token')
+    }
+    for (const listen of ['127.0.0.1:5000', '127.9.9.9:5000', '[::1]:5000', 'localhost:5000', '5000']) {
+      t.equal(mode({ flags: { listen } }), 'none', listen)
+      t.equal(mode({ yaml: 'auth: token', flags: { listen } }), 'token', 'unless token is written')
+    }
     t.equal(
-      faultsOf(t, { env: { BOATHOUSE_AUTH: '', BOATHOUSE_LISTEN: listen } }).length,
-      1,
-      'empty is not none',
+      mode({ yaml: 'listen: 0.0.0.0:5000', flags: { listen: '127.0.0.1:5000' } }),
+      'none',
+      'the flag decides',
+    )
+    t.strictSame(
+      faultsOf(t, { yaml: 'auth: basic', flags: { listen: '0.0.0.0:5000' } }),
+      ['auth in boathouse.yaml is "basic": write token, or none to let everybody in.'],
+      'a wrong value of auth is told once',
+    )
+  },
+)
+
+t.test('tokens.keyFile holds an Ed25519 private key', async (t) => {
+  const folder = scratchDir(t)
+  const file = (name: string, content: string | Buffer) => {
+    writeFileSync(join(folder, name), content)
+    return join(folder, name)
+  }
+  const faults = (path: string) =>
+    faultsOf(t, { env: { BOATHOUSE_TOKENS_KEY_FILE: path } }).map((fault) => fault.replace(/"[^"]*"/, 'FILE'))
+  const pem = { type: 'pkcs8', format: 'pem' } as const
+  const { publicKey, privateKey } = generateKeyPairSync('ed25519')
+  const good = file('good.pem', privateKey.export(pem))
+  t.equal(load(t, { env: { BOATHOUSE_TOKENS_KEY_FILE: good } }).tokens.keyFile, good)
+  t.strictSame(
+    faults(good).concat(faultsOf(t, { yaml: `tokens: {keyFile: ${relative(process.cwd(), good)}}` })),
+    [],
+  )
+
+  const advice = 'name a PEM file with an unencrypted Ed25519 private key.'
+  const unusable = `BOATHOUSE_TOKENS_KEY_FILE is FILE, which holds no usable private key: ${advice}`
+  const locked = { ...pem, cipher: 'aes-256-cbc', passphrase: 'a canary' }
+  t.strictSame(faults(file('locked.pem', privateKey.export(locked))), [unusable])
+  t.strictSame(faults(file('public.pem', publicKey.export({ type: 'spki', format: 'pem' }))), [unusable])
+  t.strictSame(faults(file('empty.pem', '')), [unusable])
+  t.strictSame(faults(file('noise.pem', 'a canary')), [unusable])
+  t.strictSame(faults(file('ec.pem', selfSigned().key)), [
+    `BOATHOUSE_TOKENS_KEY_FILE is FILE, which holds a key of another kind (ec): ${advice}`,
+  ])
+  t.strictSame(faults(`${good}.missing`), [
+    `BOATHOUSE_TOKENS_KEY_FILE is FILE, which does not exist: ${advice}`,
+  ])
+  t.strictSame(faults(folder), [`BOATHOUSE_TOKENS_KEY_FILE is FILE, which is a folder: ${advice}`])
+})
+
+t.test('admin.passwordFile holds a password on its only line', async (t) => {
+  const folder = scratchDir(t)
+  const path = join(folder, 'password')
+  const faults = (content: string | Buffer) => {
+    writeFileSync(path, content)
+    return faultsOf(t, { env: { BOATHOUSE_ADMIN_PASSWORD_FILE: path } }).map((fault) =>
+      fault.replace(/"[^"]*"/, 'FILE'),
     )
   }
-  for (const listen of ['127.0.0.1:5000', '127.9.9.9:5000', '[::1]:5000', 'localhost:5000', '5000']) {
-    t.strictSame(faultsOf(t, { flags: { listen } }), [])
+  const fault = (trouble: string) => [
+    `BOATHOUSE_ADMIN_PASSWORD_FILE is FILE, which ${trouble}: name a file with the password on its only line.`,
+  ]
+  for (const good of ['secret', 'secret\n', 'secret\r\n', ' ', 'pässwörd', 'x'.repeat(1024)]) {
+    t.strictSame(faults(good), [], JSON.stringify(good.slice(0, 20)))
   }
+  t.equal(load(t, { env: { BOATHOUSE_ADMIN_PASSWORD_FILE: path } }).admin.passwordFile, path)
+  t.strictSame(faults(''), fault('is empty'))
+  t.strictSame(faults('\n'), fault('is empty'))
+  t.strictSame(faults('one\ntwo\n'), fault('has more than one line'))
+  t.strictSame(faults('one\n\n'), fault('has more than one line'))
+  t.strictSame(faults('a\0b'), fault('is not UTF-8 text'))
+  t.strictSame(faults(Buffer.from('p\xe4ss\n', 'latin1')), fault('is not UTF-8 text'))
+  t.strictSame(faults('x'.repeat(1025)), fault('has more than 1024 bytes'))
   t.strictSame(
-    faultsOf(t, { yaml: 'listen: 0.0.0.0:5000', flags: { listen: '127.0.0.1:5000' } }),
-    [],
-    'the flag decides',
-  )
-  t.strictSame(
-    faultsOf(t, { yaml: 'auth: basic', flags: { listen: '0.0.0.0:5000' } }),
-    ['auth in boathouse.yaml is "basic": write none, which is the only value so far.'],
-    'a wrong value of auth is told once',
+    faultsOf(t, { yaml: `admin: {passwordFile: ${folder}}` }).map((text) => text.replace(/"[^"]*"/, 'FILE')),
+    [
+      'admin.passwordFile in boathouse.yaml is FILE, which is a folder: name a file with the password on its only line.',
+    ],
   )
 })
 
@@ -729,6 +861,26 @@ t.test('TLS has a certificate and the key that belongs to it', async (t) => {
   t.strictSame(faults('', key), [
     'BOATHOUSE_TLS_KEY is set, but tls.certificate is not: set both for HTTPS, or neither.',
   ])
+
+  const tls = { BOATHOUSE_TLS_CERTIFICATE: certificate, BOATHOUSE_TLS_KEY: key }
+  t.strictSame(
+    faultsOf(t, { yaml: 'publicUrl: HTTP://registry.example.com', env: tls }),
+    [
+      'publicUrl in boathouse.yaml is "HTTP://registry.example.com", but the server speaks HTTPS: write an address ' +
+        'with https, or unset tls.',
+    ],
+    'clients would be sent where nobody listens',
+  )
+  t.strictSame(faultsOf(t, { yaml: 'publicUrl: https://registry.example.com', env: tls }), [])
+  t.strictSame(faultsOf(t, { yaml: 'publicUrl: http://registry.example.com' }), [])
+  t.strictSame(
+    faultsOf(t, {
+      yaml: 'publicUrl: http://registry.example.com',
+      env: { ...tls, BOATHOUSE_PUBLIC_URL: 'https://registry.example.com' },
+    }),
+    [],
+    'what counts is judged',
+  )
 })
 
 // ---------------------------------------------------------------------------------------------
@@ -760,7 +912,7 @@ t.test('serve refuses a wrong configuration with exit code 2, before it touches 
       .map((line) => line.replace(config, 'boathouse.yaml'))
       .sort(),
     [
-      'BOATHOUSE_NONSENSE in the environment is not a setting: boathouse --help lists all settings.',
+      'BOATHOUSE_NONSENSE in the environment is not a setting: boathouse serve --help lists all settings.',
       'BOATHOUSE_WORKERS is "many": write auto or a number from 1 to 64.',
       'uploads.expireAfter in boathouse.yaml is "tomorrow": write a duration such as 30m or 24h (at least 1s, at most 365d).',
     ],
@@ -768,19 +920,8 @@ t.test('serve refuses a wrong configuration with exit code 2, before it touches 
   t.throws(() => readFileSync(data), { code: 'ENOENT' }, 'no data folder was made')
 })
 
-t.test('serve refuses to let others in unless told to', async (t) => {
-  const data = join(scratchDir(t), 'data')
-  const run = await runServerCommand(['serve', '--listen', '0.0.0.0:0', '--data', data])
-  t.equal(run.code, 2)
-  t.equal(run.stdout, '')
-  t.match(
-    run.stderr,
-    /^--listen is 0\.0\.0\.0:0, which other machines can reach, .*BOATHOUSE_AUTH=none.*\.\n$/,
-  )
-})
-
-t.test('--help lists every setting', async (t) => {
-  const run = await runServerCommand(['--help'])
+t.test('serve --help lists every setting', async (t) => {
+  const run = await runServerCommand(['serve', '--help'])
   t.equal(run.code, 0)
   for (const { path, variable } of settings) t.ok(run.stdout.includes(`${path} (${variable}, `), path)
 })

@@ -152,13 +152,13 @@ export interface Server {
   faults: string[]
 }
 
-/** The command line of the server as a list, for tests which spawn it by other means. */
-export function serverCommand(...args: string[]): string[] {
+/** The command line of the server as a list. */
+function serverCommand(...args: string[]): string[] {
   return [process.execPath, mainScript, ...args]
 }
 
 /** The environment that spawned servers get: nothing of the test runner's own. */
-export function serverEnv(extra: Record<string, string> = {}): Record<string, string> {
+function serverEnv(extra: Record<string, string> = {}): Record<string, string> {
   const kept: Record<string, string> = {}
   for (const name of ['PATH', 'HOME', 'TMPDIR', 'LANG']) {
     const value = process.env[name]
@@ -457,7 +457,7 @@ function makeReply(
 }
 
 /** What is wrong with a reply by the rules that hold for every reply below /v2/. */
-export function commonFaults(reply: Reply, data = ''): string[] {
+function commonFaults(reply: Reply, data = ''): string[] {
   if (!/^\/v2(\/|$|\?)/.test(reply.path)) return []
   const faults: string[] = []
   const bodiless = reply.method === 'HEAD' || reply.status === 204 || reply.status === 304
@@ -638,10 +638,12 @@ export const OCI_EMPTY = 'application/vnd.oci.empty.v1+json'
 export const OCTETS = 'application/octet-stream'
 export const UUID = /[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/
 
+/** The sha256 digest of some bytes, written as the protocol writes it. */
 export function sha256(bytes: Buffer | string): string {
   return `sha256:${createHash('sha256').update(bytes).digest('hex')}`
 }
 
+/** The sha512 digest of some bytes. */
 export function sha512(bytes: Buffer | string): string {
   return `sha512:${createHash('sha512').update(bytes).digest('hex')}`
 }
@@ -676,6 +678,7 @@ export function randomBlob(size = 1024, mediaType = OCI_LAYER): Content {
   return blob(randomBytes(size), mediaType)
 }
 
+/** The descriptor of a blob or manifest, with further members if given. */
 export function descriptor(content: Content, extra: Record<string, unknown> = {}): Descriptor {
   return { mediaType: content.mediaType, digest: content.digest, size: content.size, ...extra }
 }

@@ -18,6 +18,8 @@ export type Resource =
   | { readonly type: 'catalog' }
   /** The registry itself: `/v2/`. */
   | { readonly type: 'registry' }
+  /** What shows everybody what he may see: only false credentials are refused. */
+  | { readonly type: 'public' }
 
 /** What a request says about who sent it. */
 export interface Credentials {

@@ -41,11 +41,15 @@ interface Rights {
   readonly rules: RuleSet
 }
 
+/** Hears of every password that was compared: one that is remembered is not compared again. */
+export type LoginObserver = (name: string, address: string, isRight: boolean) => void
+
 /** Who is who: passwords, access tokens, and the rights behind them, remembered as long as nothing changes. */
 export class Accounts {
   readonly #store: AccessStore
   readonly #passwords: Passwords
   readonly #throttle: Throttle
+  readonly #onLogin: LoginObserver
   readonly #rights = new LeastRecentlyUsed<string, Rights>(mostEntries)
   readonly #tokens = new LeastRecentlyUsed<string, { version: number; token: AccessToken | undefined }>(
     mostEntries,
@@ -57,8 +61,9 @@ export class Accounts {
   #version = 0
   #versionAt = Number.NEGATIVE_INFINITY
 
-  constructor(store: AccessStore, passwords: Passwords, throttle: Throttle) {
+  constructor(store: AccessStore, passwords: Passwords, throttle: Throttle, onLogin: LoginObserver) {
     this.#store = store
+    this.#onLogin = onLogin
     this.#passwords = passwords
     this.#throttle = throttle
   }
@@ -98,6 +103,7 @@ export class Accounts {
     }
     this.#throttle.admit(address, name)
     const account = await this.#prove(name, password)
+    this.#onLogin(name, address, account !== undefined)
     if (account === undefined) {
       await this.#throttle.failed(name)
       return undefined
@@ -144,14 +150,16 @@ export class Accounts {
   async #account(name: string, token: AccessToken | undefined): Promise<Account> {
     const { user, rules, version } = await this.#rightsOf(name)
     const limits = token === undefined ? undefined : new RuleSet(token.scopes)
+    const everybody = (await this.#rightsOf('')).rules
     return {
       name,
       epoch: user?.epoch ?? 0,
       accessToken: token?.id,
       version,
       may: (action, repository) =>
-        (user?.isAdmin === true || rules.allows(action, repository)) &&
-        (limits === undefined || limits.allows(action, repository)),
+        ((user?.isAdmin === true || rules.allows(action, repository)) &&
+          (limits === undefined || limits.allows(action, repository))) ||
+        everybody.allows(action, repository),
     }
   }
 

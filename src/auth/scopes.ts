@@ -5,6 +5,9 @@ import { type Action, actions } from './grants.js'
 const mostScopes = 100
 const longestScope = 1024
 
+/** What clients ask the catalog for (protocol TK-12). */
+const catalogActions = new Set(['*', 'search'])
+
 /** What a scope asks for. */
 export type Scope =
   | { readonly type: 'repository'; readonly name: RepositoryName; readonly actions: readonly Action[] }
@@ -19,7 +22,9 @@ export function parseScopes(parameters: readonly string[]): Scope[] {
   let isCatalogAsked = false
   for (const text of splitScopes(parameters)) {
     const { type, name, wanted } = splitScope(text)
-    if (type === 'registry' && name === 'catalog' && wanted.length > 0) isCatalogAsked = true
+    if (type === 'registry' && name === 'catalog' && wanted.some((action) => catalogActions.has(action))) {
+      isCatalogAsked = true
+    }
     if (type !== 'repository' || !isRepositoryName(name)) continue
     const known = repositories.get(name) ?? new Set<Action>()
     for (const action of actions) if (wanted.includes(action) || wanted.includes('*')) known.add(action)

@@ -44,7 +44,7 @@ class TokenCaller implements Caller {
 
   /** Whether the token in hand was got for this; who sends a password needs none. */
   isScopedFor(action: Action, resource: Resource): boolean {
-    if (this.proof.via !== 'token' || resource.type === 'registry') return true
+    if (this.proof.via !== 'token' || resource.type === 'registry' || resource.type === 'public') return true
     return this.proof.scopes.some((scope) =>
       resource.type === 'catalog'
         ? scope.type === 'registry'
@@ -128,9 +128,12 @@ export class TokenAccess implements AccessPolicy {
   authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
     if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
     const { proof } = caller
-    const isIdentified = proof.via === 'password' || proof.via === 'token'
-    const isAllowed = resource.type === 'repository' ? caller.may(action, resource.name) : isIdentified
-    if (proof.via !== 'rejected' && isAllowed && caller.isScopedFor(action, resource)) return
+    if (
+      proof.via !== 'rejected' &&
+      isAllowed(caller, action, resource) &&
+      caller.isScopedFor(action, resource)
+    )
+      return
     const scope = neededScope(action, resource, mountFrom)
     if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
     switch (proof.via) {
@@ -141,6 +144,17 @@ export class TokenAccess implements AccessPolicy {
       case 'password':
         throw new RegistryError('DENIED', 'requested access to the resource is denied')
     }
+  }
+}
+
+function isAllowed(caller: TokenCaller, action: Action, resource: Resource): boolean {
+  switch (resource.type) {
+    case 'repository':
+      return caller.may(action, resource.name)
+    case 'public':
+      return true
+    default:
+      return caller.proof.via !== 'nothing' // there is something to log in for: see protocol BASE-02
   }
 }
 
@@ -170,6 +184,7 @@ export async function loginBasic(
 function neededScope(action: Action, resource: Resource, mountFrom: string | undefined): string | undefined {
   switch (resource.type) {
     case 'registry':
+    case 'public':
       return undefined
     case 'catalog':
       return formatScope({ type: 'registry', name: 'catalog', actions: ['*'] })

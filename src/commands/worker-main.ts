@@ -15,7 +15,7 @@ let lastId = 0
 let stop: (() => Promise<void>) | undefined
 
 function tell(message: FromWorker): void {
-  process.send?.(message)
+  process.send?.(message, undefined, undefined, () => undefined) // the primary may be gone already
 }
 
 /** Any worker may be asked for the metrics of all. */

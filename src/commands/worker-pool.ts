@@ -24,6 +24,8 @@ export class WorkerPool {
   #begin: () => void = () => undefined
   #aggregator: AggregatorRegistry<PrometheusContentType> | undefined
   #isStopping = false
+  /** Where the workers listen: one that comes later must listen there, too. */
+  #port: number | undefined
 
   /**
    * Starts the processes at once: they load while the data folder is prepared, and wait for {@link start}.
@@ -44,6 +46,7 @@ export class WorkerPool {
     const listening = this.#running().map(whenListening)
     this.#begin()
     const [port = this.#config.listen.port] = await Promise.all(listening)
+    this.#port = port
     cluster.on('exit', (worker, code, signal) => this.#replace(worker, code, signal))
     return port
   }
@@ -75,7 +78,9 @@ export class WorkerPool {
   }
 
   #configure(worker: Worker): void {
-    tell(worker, { type: 'start', config: this.#config, name: nameOf(worker) })
+    const port = this.#port ?? this.#config.listen.port
+    const config = { ...this.#config, listen: { ...this.#config.listen, port } }
+    tell(worker, { type: 'start', config, name: nameOf(worker) })
   }
 
   #replace(worker: Worker, code: number, signal: string): void {

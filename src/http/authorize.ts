@@ -32,7 +32,15 @@ export async function authorize(
 
 function toResource(route: Route, repository: RepositoryName | undefined): Resource | undefined {
   if (repository !== undefined) return { type: 'repository', name: repository }
-  return route.resource === 'catalog' || route.resource === 'registry' ? { type: route.resource } : undefined
+  switch (route.resource) {
+    case 'catalog':
+    case 'registry':
+      return { type: route.resource }
+    case 'anyone':
+      return { type: 'public' }
+    default:
+      return undefined
+  }
 }
 
 /** UP-92: one challenge names both repositories of a mount. */

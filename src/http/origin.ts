@@ -4,7 +4,7 @@ export interface Origin {
   readonly ip: string
   readonly protocol: string
   /** Host and port that the client asked for. */
-  readonly host: string
+  readonly host: string | undefined
 }
 
 /** What a Host header may hold: nothing that could end a quoted string. */
@@ -16,5 +16,6 @@ const hostGrammar = /^[\w.-]+(?::\d{1,5})?$|^\[[0-9a-fA-F:.]+\](?::\d{1,5})?$/
  */
 export function publicAddress(origin: Origin, configured: string | undefined): string {
   if (configured !== undefined) return configured
-  return `${origin.protocol}://${hostGrammar.test(origin.host) ? origin.host : 'localhost'}`
+  const host = origin.host !== undefined && hostGrammar.test(origin.host) ? origin.host : 'localhost'
+  return `${origin.protocol === 'https' ? 'https' : 'http'}://${host}`
 }

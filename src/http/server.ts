@@ -186,6 +186,12 @@ function unmatched(url: string): RegistryError {
   return allowed.length > 0 ? new MethodError(allowed) : new RegistryError('NOT_FOUND')
 }
 
+/** The path without its query. A target with a scheme of its own may hold a password: it is left out. */
+function pathOf(url: string): string {
+  if (!url.startsWith('/')) return '(not a path)'
+  return (url.split('?', 1)[0] ?? '').replaceAll('%2F', '/').slice(0, 512)
+}
+
 /** One line a request. Neither query nor headers: both may hold secrets (reliability S63). */
 function logRequest(
   logger: Logger,
@@ -205,7 +211,7 @@ function logRequest(
   const isOurFault = refusal !== undefined && refusal.status >= 500 && !request.destroyed
   const line = {
     method: request.method,
-    path: (request.url ?? '').split('?', 1)[0]?.replaceAll('%2F', '/').slice(0, 512),
+    path: pathOf(request.url ?? ''),
     status: response.headersSent ? response.statusCode : 499,
     route: about.route,
     ms: Math.round(about.seconds * 10_000) / 10,

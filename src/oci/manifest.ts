@@ -48,6 +48,7 @@ export interface ParsedManifest {
  */
 export function parseManifest(bytes: Uint8Array, contentType: string | undefined): ParsedManifest {
   const json = parseJsonObject(bytes)
+  refuseLookalikes(json, 'manifest')
   const mediaType = settleMediaType(json, contentType)
   const kind = manifestKindOf(mediaType)
   if (kind === undefined) throw invalid(`manifest type ${quoted(mediaType)} is not supported`)
@@ -107,6 +108,38 @@ function refuseOtherShapes(kind: ManifestKind, json: Record<string, unknown>): v
   if (foreign !== undefined) throw invalid(`a manifest of this type cannot have ${quoted(foreign)}`)
 }
 
+/** The members that say what a manifest is made of. */
+const memberNames = new Map(
+  [
+    'schemaVersion',
+    'mediaType',
+    'artifactType',
+    'config',
+    'layers',
+    'manifests',
+    'blobs',
+    'subject',
+    'annotations',
+    'digest',
+    'size',
+    'urls',
+    'data',
+  ].map((name) => [name.toLowerCase(), name]),
+)
+
+/**
+ * Go's parser takes `Layers` for `layers`: a manifest with both would be one thing here and another in the
+ * client (reliability S52).
+ */
+function refuseLookalikes(object: Record<string, unknown>, member: string): void {
+  for (const name of Object.keys(object)) {
+    const meant = memberNames.get(name.toLowerCase())
+    if (meant !== undefined && meant !== name) {
+      throw invalid(`${member} has a member ${quoted(name)}, which some programs read as ${quoted(meant)}`)
+    }
+  }
+}
+
 interface Descriptor {
   readonly mediaType: string
   readonly digest: Digest
@@ -132,6 +165,7 @@ function readDescriptors(value: unknown, member: string): Descriptor[] {
 
 function readDescriptor(value: unknown, member: string): Descriptor {
   if (!isObject(value)) throw invalid(`${member} must be a descriptor`)
+  refuseLookalikes(value, member)
   const { mediaType, digest, size, urls, data } = value
   if (typeof mediaType !== 'string') throw invalid(`${member}.mediaType must be a string`)
   if (typeof digest !== 'string' || !isDigest(digest)) {
@@ -154,6 +188,9 @@ function checkData(data: unknown, content: { digest: Digest; size: number }, mem
   if (data === undefined) return false
   if (typeof data !== 'string') throw invalid(`${member}.data must be base64 text`)
   const bytes = Buffer.from(data, 'base64')
+  // Strictly: what Buffer forgives, other programs cannot read.
+  if (bytes.toString('base64') !== data.replace(/[\r\n]/g, ''))
+    throw invalid(`${member}.data must be base64 text`)
   if (bytes.length !== content.size || digestOf(bytes, algorithmOf(content.digest)) !== content.digest) {
     throw invalid(`${member}.data does not fit the descriptor's digest and size`)
   }

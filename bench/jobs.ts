@@ -1,0 +1,97 @@
+/** Where a job aims: always loopback, so a port is enough. */
+export interface Target {
+  readonly host: string
+  readonly port: number
+}
+
+/** Pushes blobs as the Docker engine does: POST, one streamed PATCH, an empty PUT, each on its own connection. */
+export interface PushJob {
+  readonly kind: 'push'
+  readonly target: Target
+  readonly repository: string
+  /** How many blobs are under way at once. */
+  readonly parallel: number
+  /** How many blobs in all; each has content of its own. */
+  readonly blobs: number
+  /** Size of each blob in bytes, a multiple of 1 MiB. */
+  readonly size: number
+}
+
+/** Pulls blobs over kept-alive connections. */
+export interface PullJob {
+  readonly kind: 'pull'
+  readonly target: Target
+  /** Paths handed out to the connections in turn. */
+  readonly paths: readonly string[]
+  readonly connections: number
+  /** Stops after this many answers in all … */
+  readonly requests?: number
+  /** … or after this many seconds, cutting what is under way. */
+  readonly seconds?: number
+}
+
+/** Pushes whole small images, each of them new, as containerd does (HEAD, POST, PUT; then the manifest). */
+export interface ImagesJob {
+  readonly kind: 'images'
+  readonly target: Target
+  readonly clients: number
+  readonly seconds: number
+}
+
+/** Pushes one image that the reading rows pull from. */
+export interface SeedJob {
+  readonly kind: 'seed'
+  readonly target: Target
+  readonly repository: string
+  readonly tag: string
+  /** Sizes of the layers in bytes. */
+  readonly layers: readonly number[]
+}
+
+/** Sets many tags on one manifest, several in each request where the server can. */
+export interface TagsJob {
+  readonly kind: 'tags'
+  readonly target: Target
+  readonly repository: string
+  /** The tag of a manifest that is there already. */
+  readonly source: string
+  readonly count: number
+  readonly perRequest: number
+}
+
+/** Asks for pages of a tag list and records how long each takes. */
+export interface PagesJob {
+  readonly kind: 'pages'
+  readonly target: Target
+  readonly repository: string
+  /** How many tags the repository has; pages start at random places among them. */
+  readonly tags: number
+  readonly pageSize: number
+  readonly connections: number
+  readonly requests: number
+  /** Stops early after this many seconds. */
+  readonly seconds: number
+}
+
+export type Job = PushJob | PullJob | ImagesJob | SeedJob | TagsJob | PagesJob
+
+/** What a job did in its timed section. */
+export interface JobResult {
+  /** Length of the timed section in seconds. */
+  readonly seconds: number
+  /** Finished units: blobs, answers, images, pages. */
+  readonly done: number
+  /** Bytes of blob or list content moved. */
+  readonly bytes: number
+  /** Processor time the generator itself used in the timed section, in seconds. */
+  readonly cpuSeconds: number
+  /** Digests of what was pushed, where the job pushes. */
+  readonly digests?: readonly string[]
+  /** Milliseconds for each unit, sorted, where the job records them. */
+  readonly latencies?: readonly number[]
+}
+
+/** The name of the n-th tag that a {@link TagsJob} sets; all have one length, so that text order is number order. */
+export function tagName(n: number): string {
+  return `v${String(n).padStart(6, '0')}`
+}

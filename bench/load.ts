@@ -1,0 +1,77 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+import type { Job, JobResult } from './jobs.js'
+
+const GENERATOR = fileURLToPath(new URL('./generator.js', import.meta.url))
+
+/** The load tool or the generator took longer than its row allows. */
+export class OverTime extends Error {
+  override name = 'OverTime'
+}
+
+const running = new Set<ChildProcess>()
+
+/** Ends every load process that still runs, at once. */
+export function killLoad(): void {
+  for (const child of running) child.kill('SIGKILL')
+}
+
+/** Runs a program to its end and returns what it printed; rejects when it fails or exceeds its seconds. */
+async function runToEnd(program: string, args: string[], input: string, seconds: number): Promise<string> {
+  const child = spawn(program, args, { stdio: 'pipe' })
+  running.add(child)
+  let late = false
+  const timer = setTimeout(() => {
+    late = true
+    child.kill('SIGKILL')
+  }, seconds * 1000)
+  try {
+    const ended = once(child, 'close')
+    child.stdin.end(input)
+    const [output, errors] = await Promise.all([text(child.stdout), text(child.stderr), ended])
+    if (late) throw new OverTime(`stopped after ${Math.round(seconds)} s`)
+    if (child.exitCode !== 0) throw new Error(`${program} failed: ${errors.trim().slice(0, 1000)}`)
+    return output
+  } finally {
+    clearTimeout(timer)
+    running.delete(child)
+  }
+}
+
+/** Runs one job in a generator process of its own. */
+export async function runJob(job: Job, limitSeconds: number): Promise<JobResult> {
+  const output = await runToEnd(process.execPath, [GENERATOR], JSON.stringify(job), limitSeconds)
+  return JSON.parse(output) as JobResult
+}
+
+/** What wrk is to do: one URL, kept-alive connections, for so many seconds. */
+export interface WrkJob {
+  readonly url: string
+  readonly connections: number
+  readonly threads: number
+  readonly seconds: number
+  readonly accept: string
+}
+
+/** Throws, saying what to install, when wrk is missing. */
+export function requireWrk(): void {
+  try {
+    execFileSync('wrk', ['--version'], { stdio: 'ignore' })
+  } catch (error) {
+    // wrk answers --version with status 1, so only its absence counts.
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') return
+    throw new Error('wrk is missing. On Debian: apt-get install docker-registry wrk')
+  }
+}
+
+/** Runs wrk and returns answers per second; rejects when any answer was not a success. */
+export async function runWrk(job: WrkJob, limitSeconds: number): Promise<number> {
+  const { url, connections, threads, seconds, accept } = job
+  const args = [`-t${threads}`, `-c${connections}`, `-d${seconds}s`, '--timeout', '20s']
+  const output = await runToEnd('wrk', [...args, '-H', `Accept: ${accept}`, url], '', limitSeconds)
+  const failures = /Non-2xx or 3xx responses: \d+|Socket errors: .*/.exec(output)
+  if (failures) throw new Error(`wrk: ${failures[0]}`)
+  return Number(/Requests\/sec:\s+([\d.]+)/.exec(output)?.[1])
+}

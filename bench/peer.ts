@@ -1,0 +1,72 @@
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { makeImages } from './image.js'
+import { tagName } from './jobs.js'
+import { digestOf } from './payload.js'
+import { freePort, type Registry, type Server, startServer } from './server.js'
+
+const PROGRAM = 'docker-registry'
+
+/** The version of the installed peer; throws, saying what to install, when there is none. */
+export function peerVersion(): string {
+  try {
+    const line = execFileSync(PROGRAM, ['--version'], { encoding: 'utf8' })
+    return line.trim().split(' ').at(-1) ?? ''
+  } catch {
+    throw new Error('docker-registry is missing. On Debian: apt-get install docker-registry wrk')
+  }
+}
+
+// "error" is the quietest level it has.
+function configuration(folder: string, port: number): string {
+  return `version: 0.1
+log:
+  level: error
+  accesslog:
+    disabled: true
+storage:
+  filesystem:
+    rootdirectory: ${JSON.stringify(folder)}
+  cache:
+    blobdescriptor: inmemory
+  delete:
+    enabled: true
+  maintenance:
+    uploadpurging:
+      enabled: false
+http:
+  addr: 127.0.0.1:${port}
+  secret: benchmark
+  http2:
+    disabled: true
+`
+}
+
+/** Debian's docker-registry on a file system, as quiet and as fast as its settings allow. */
+export const peer: Registry = {
+  name: 'docker-registry',
+
+  async start(folder) {
+    mkdirSync(folder, { recursive: true })
+    const port = await freePort()
+    const file = join(folder, 'config.yml')
+    writeFileSync(file, configuration(join(folder, 'data'), port))
+    return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
+  },
+
+  // Pushing 100,000 tags one by one takes it minutes, so the folders and links it would make are made directly.
+  async seedTags(server: Server, repository: string, count: number) {
+    const [image] = makeImages([1024], 1)
+    if (!image) throw new Error('no image was made')
+    const tags = join(server.folder, 'data/docker/registry/v2/repositories', repository, '_manifests/tags')
+    const link = digestOf(image.manifest)
+    mkdirSync(tags, { recursive: true })
+    for (let n = 0; n < count; n += 1) {
+      const tag = `${tags}/${tagName(n)}`
+      mkdirSync(tag)
+      mkdirSync(`${tag}/current`)
+      writeFileSync(`${tag}/current/link`, link)
+    }
+  },
+}

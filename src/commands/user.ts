@@ -1,0 +1,201 @@
+import type { User } from '../../storage/access-store.js'
+import { Passwords } from '../auth/passwords.js'
+import { commandGroup, Misuse, parse, Refusal, say, sharedUsage, words } from './command.js'
+import { faultOfName } from './names.js'
+import { confirm, readNewPassword } from './prompt.js'
+import { type Place, unknownUser, withPlace } from './store.js'
+import { formatJson, formatTable, formatTime } from './table.js'
+import { importUsers } from './user-import.js'
+
+const usage = `Users: who may log in
+
+  boathouse user add NAME [--admin] [--group GROUP]...   make a user; an admin may do everything
+  boathouse user passwd NAME                             give a new password, and end all logins
+  boathouse user disable NAME                            end all logins and let none in, until enabled
+  boathouse user enable NAME
+  boathouse user admin NAME on|off                       make somebody an admin, or no longer one
+  boathouse user groups NAME [GROUP... | --none]         put into these groups and no other, or show them
+  boathouse user remove NAME [--yes]                     remove, with tokens and grants; --yes does not ask
+  boathouse user list [--json]
+  boathouse user import FILE                             add the users of an htpasswd file (bcrypt); - is stdin
+
+Passwords are asked for on a terminal, and are the first line of standard input elsewhere.
+
+${sharedUsage}`
+
+/** `boathouse user …` */
+export const user = commandGroup('user', usage, {
+  add,
+  passwd,
+  disable: (args) => setDisabled(args, true),
+  enable: (args) => setDisabled(args, false),
+  admin,
+  groups,
+  remove,
+  list,
+  import: importUsers,
+})
+
+async function add(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, {
+    admin: { type: 'boolean' },
+    group: { type: 'string', multiple: true },
+  })
+  const [name] = words(positionals, 'NAME')
+  checkNames('user', [name])
+  const isAdmin = values.admin === true
+  const wanted = [...new Set(values.group ?? [])]
+  checkNames('group', wanted)
+  return withPlace(values, async ({ access, audit }) => {
+    const taken = new Refusal(
+      `There is a user ${name} already: "boathouse user passwd ${name}" changes the password.`,
+    )
+    if ((await access.findUser(name)) !== undefined) throw taken
+    const passwordHash = await hash(await readNewPassword(name))
+    if (!(await access.addUser({ name, passwordHash, isAdmin }, Date.now()))) throw taken
+    if (wanted.length > 0) await access.setGroups(name, wanted)
+    audit('user added', { name, admin: isAdmin, groups: wanted })
+    say(
+      `Added the ${isAdmin ? 'admin' : 'user'} ${name}${wanted.length > 0 ? ` to ${wanted.join(', ')}` : ''}.`,
+    )
+    return 0
+  })
+}
+
+async function passwd(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, {})
+  const [name] = words(positionals, 'NAME')
+  return withPlace(values, async ({ access, audit }) => {
+    await mustFind(access, name)
+    const passwordHash = await hash(await readNewPassword(name))
+    if (!(await access.setPassword(name, passwordHash))) throw unknownUser(name)
+    audit('password changed', { name })
+    say(`Changed the password of ${name}: tokens that were got with the old one end.`)
+    return 0
+  })
+}
+
+async function setDisabled(args: readonly string[], isDisabled: boolean): Promise<number> {
+  const { values, positionals } = parse(args, {})
+  const [name] = words(positionals, 'NAME')
+  return withPlace(values, async ({ access, audit }) => {
+    const { isDisabled: was } = await mustFind(access, name)
+    const state = isDisabled ? 'disabled' : 'enabled'
+    if (was === isDisabled) {
+      say(`${name} is ${state} already.`)
+      return 0
+    }
+    if (!(await access.setDisabled(name, isDisabled))) throw unknownUser(name)
+    audit(`user ${state}`, { name })
+    say(isDisabled ? `Disabled ${name}: no login of theirs is good any more.` : `Enabled ${name}.`)
+    return 0
+  })
+}
+
+async function admin(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, {})
+  const [name, state] = words(positionals, 'NAME', 'on|off')
+  if (state !== 'on' && state !== 'off') throw new Misuse('Write on or off after the name.')
+  const isAdmin = state === 'on'
+  return withPlace(values, async ({ access, audit }) => {
+    if (!(await access.setAdmin(name, isAdmin))) throw unknownUser(name)
+    audit(isAdmin ? 'admin made' : 'admin ended', { name })
+    say(
+      isAdmin
+        ? `${name} is an admin and may do everything.`
+        : `${name} is no admin: grants say what is allowed.`,
+    )
+    return 0
+  })
+}
+
+async function groups(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, { none: { type: 'boolean' } })
+  const [name, ...named] = positionals
+  if (name === undefined) throw new Misuse('NAME is missing.')
+  if (values.none === true && named.length > 0) throw new Misuse('Name groups, or write --none.')
+  const wanted = [...new Set(named)].sort()
+  checkNames('group', wanted)
+  return withPlace(values, async ({ access, audit }) => {
+    const { groups: current } = await mustFind(access, name)
+    if (wanted.length === 0 && values.none !== true) {
+      say(describeGroups(name, current))
+      return 0
+    }
+    if (!(await access.setGroups(name, wanted))) throw unknownUser(name)
+    audit('groups set', { name, groups: wanted })
+    say(describeGroups(name, wanted))
+    return 0
+  })
+}
+
+async function remove(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, { yes: { type: 'boolean' } })
+  const [name] = words(positionals, 'NAME')
+  return withPlace(values, async ({ access, audit }) => {
+    await mustFind(access, name)
+    if (values.yes !== true && !(await confirm(removeQuestion(name), 'add --yes'))) {
+      throw new Refusal('Stopped: nothing was changed.')
+    }
+    if (!(await access.removeUser(name))) throw unknownUser(name)
+    audit('user removed', { name })
+    say(`Removed ${name}, with access tokens and grants. What ${name} pushed stays.`)
+    return 0
+  })
+}
+
+async function list(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, { json: { type: 'boolean' } })
+  words(positionals)
+  return withPlace(values, async ({ access }) => {
+    const users = await access.listUsers()
+    say(values.json === true ? formatJson(users.map(toJson)) : tableOf(users))
+    return 0
+  })
+}
+
+function tableOf(users: readonly User[]): string {
+  if (users.length === 0) return 'There are no users: "boathouse user add NAME --admin" makes the first.'
+  const rows = users.map(({ name, isAdmin, isDisabled, groups, createdAt }) => [
+    name,
+    [...(isAdmin ? ['admin'] : []), ...(isDisabled ? ['disabled'] : [])].join(', ') || '-',
+    groups.join(', ') || '-',
+    formatTime(createdAt, '-'),
+  ])
+  return formatTable(['NAME', 'STATE', 'GROUPS', 'CREATED'], rows)
+}
+
+function toJson({ name, isAdmin, isDisabled, groups, createdAt }: User) {
+  return { name, admin: isAdmin, disabled: isDisabled, groups, created: formatTime(createdAt, '') }
+}
+
+function removeQuestion(name: string): string {
+  return `Remove the user ${name} with access tokens and grants?`
+}
+
+function describeGroups(name: string, list: readonly string[]): string {
+  return list.length === 0 ? `${name} is in no group.` : `${name} is in ${list.join(', ')}.`
+}
+
+function checkNames(what: 'user' | 'group', names: readonly string[]): void {
+  for (const name of names) {
+    const fault = faultOfName(name, what)
+    if (fault !== undefined) throw new Misuse(fault)
+  }
+}
+
+/** @throws Refusal when there is no such user */
+async function mustFind(access: Place['access'], name: string): Promise<User> {
+  const found = await access.findUser(name)
+  if (found === undefined) throw unknownUser(name)
+  return found
+}
+
+async function hash(password: string): Promise<string> {
+  const passwords = new Passwords()
+  try {
+    return await passwords.hash(password)
+  } finally {
+    await passwords.close()
+  }
+}

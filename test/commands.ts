@@ -1,0 +1,91 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { within } from './harness.js'
+
+const mainScript = fileURLToPath(new URL('../src/main.js', import.meta.url))
+
+/** The command line of `boathouse` with these words. */
+export function commandLine(...args: string[]): string[] {
+  return [process.execPath, mainScript, ...args]
+}
+
+/** Nothing of the test runner's own environment. */
+function cleanEnvironment(): Record<string, string> {
+  const names = ['PATH', 'HOME', 'TMPDIR', 'LANG']
+  return Object.fromEntries(names.flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])))
+}
+
+/** What a command said, and how it ended. */
+export interface Run {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+/** A command under way. */
+export interface RunningCommand {
+  child: ChildProcess
+  /** What came on standard output and standard error so far. */
+  output: () => string
+  /** Types or sends something. */
+  write: (text: string) => void
+  /** Closes standard input. */
+  end: () => void
+  done: Promise<Run>
+}
+
+export interface CommandOptions {
+  env?: Record<string, string>
+  /** Run as this user; the tests must be root's then. */
+  uid?: number
+  /** What to run in the command's place, which may begin with a wrapper. */
+  command?: string[]
+}
+
+/** Starts `boathouse` with these words; standard input stays open. */
+export function startCommand(args: string[], options: CommandOptions = {}): RunningCommand {
+  const [program = '', ...words] = options.command ?? commandLine(...args)
+  const { uid } = options
+  const child = spawn(program, words, {
+    env: { ...cleanEnvironment(), ...options.env },
+    stdio: ['pipe', 'pipe', 'pipe'],
+    ...(uid === undefined ? {} : { uid, gid: uid }),
+  })
+  let stdout = ''
+  let stderr = ''
+  child.stdout?.on('data', (chunk: Buffer) => {
+    stdout += chunk
+  })
+  child.stderr?.on('data', (chunk: Buffer) => {
+    stderr += chunk
+  })
+  // A command may end before it has read what it was sent.
+  child.stdin?.on('error', () => undefined)
+  const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+  const done = new Promise<Run>((resolve) => {
+    child.on('close', (code) => {
+      clearTimeout(timer)
+      resolve({ code, stdout, stderr })
+    })
+  })
+  return {
+    child,
+    output: () => stdout + stderr,
+    write: (text) => child.stdin?.write(text),
+    end: () => child.stdin?.end(),
+    done: within(40_000, args.join(' '), done),
+  }
+}
+
+/** Runs `boathouse` on a data folder, with this text on standard input. */
+export function runCommand(
+  data: string,
+  args: string[],
+  input = '',
+  options: CommandOptions = {},
+): Promise<Run> {
+  const running = startCommand(args, { ...options, env: { BOATHOUSE_DATA: data, ...options.env } })
+  running.write(input)
+  running.end()
+  return running.done
+}

@@ -1,0 +1,179 @@
+import { join } from 'node:path'
+import t from 'tap'
+import {
+  closeKeptConnections,
+  eventually,
+  everyReplyKeptTheRules,
+  filesBelow,
+  image,
+  newRepository,
+  OCI_MANIFEST,
+  openDescriptors,
+  openUpload,
+  push,
+  pushBlobs,
+  RawConnection,
+  randomBlob,
+  randomDigest,
+  startServer,
+  withQuery,
+} from './harness.js'
+
+const server = await startServer(t, {
+  config: { workers: 2, log: { level: 'warn' }, uploads: { expireAfter: '2s' } },
+})
+const repository = newRepository('leaks')
+const content = randomBlob(4_000_000)
+const manifest = image()
+await pushBlobs(server, repository, content)
+await push(server, repository, 'x', manifest)
+
+const files = () => filesBelow(join(server.data, 'uploads'))
+
+async function openUploads(): Promise<number> {
+  const { text } = await server.request('GET', '/metrics', { fresh: true })
+  return Number(/^boathouse_open_uploads (\d+)/m.exec(text)?.[1])
+}
+
+/** Descriptors that are neither the index's nor a folder's, by what they are. */
+function descriptors() {
+  closeKeptConnections()
+  const open = openDescriptors(server.pid)
+  return {
+    sockets: open.filter((target) => target.startsWith('socket:')).length,
+    content: open.filter((target) => /\/(blobs|uploads)\/.*[0-9a-f]{8}/.test(target)).length,
+    all: open.length,
+  }
+}
+
+/** Runs `one` for each of `count` numbers, `at` at a time. */
+async function many(count: number, at: number, one: (n: number) => Promise<void>): Promise<void> {
+  let next = 0
+  await Promise.all(
+    Array.from({ length: at }, async () => {
+      while (next < count) await one(next++)
+    }),
+  )
+}
+
+/** Waits until as few descriptors are open as before. */
+async function backTo(before: ReturnType<typeof descriptors>) {
+  return eventually(`descriptors as before (${JSON.stringify(before)})`, () => {
+    const now = descriptors()
+    return now.content === 0 && now.sockets <= before.sockets + 2 && now.all <= before.all + 5 && now
+  }).catch((error: Error) => {
+    throw new Error(`${error.message}, but ${JSON.stringify(descriptors())}`)
+  })
+}
+
+// One of each kind first: what is opened once and kept is no leak.
+await many(8, 4, (n) => abortDownload(n))
+await many(8, 4, (n) => abortUpload(n))
+await eventually('the first uploads have expired', async () => (await openUploads()) === 0)
+
+async function abortDownload(n: number): Promise<void> {
+  const connection = await RawConnection.open(server)
+  const range =
+    n % 3 === 0 ? [`Range: bytes=${n * 1000}-`] : n % 3 === 1 ? ['Range: bytes=0-9,100-3000000'] : []
+  await connection.request(`GET /v2/${repository}/blobs/${content.digest}`, range)
+  if (n % 5 !== 0) await eventually('the first bytes', () => connection.receivedBytes > 0)
+  if (n % 2 === 0) await connection.abort()
+  else await connection.close()
+}
+
+async function abortUpload(n: number): Promise<void> {
+  const connection = await RawConnection.open(server)
+  const part = content.bytes.subarray(0, (n * 977) % 120_000)
+  const length = ['Content-Length: 200000']
+  const chunked = ['Transfer-Encoding: chunked']
+  if (n % 4 === 0) {
+    await connection.request(`POST /v2/${repository}/blobs/uploads/?digest=${randomDigest()}`, length, part)
+  } else if (n % 4 === 1) {
+    await connection.request(`PATCH ${await openUpload(server, repository)}`, length, part)
+  } else if (n % 4 === 2) {
+    const location = withQuery(await openUpload(server, repository), `digest=${randomDigest()}`)
+    await connection.request(`PUT ${location}`, chunked, Buffer.concat([Buffer.from('30000\r\n'), part]))
+  } else {
+    const headers = [`Content-Type: ${OCI_MANIFEST}`, ...length]
+    await connection.request(`PUT /v2/${repository}/manifests/cut`, headers, part)
+  }
+  if (n % 2 === 0) await connection.abort()
+  else await connection.close()
+}
+
+t.test('S61, G25, BL-14: 500 aborted downloads leave no descriptor behind', async (t) => {
+  const before = descriptors()
+  await many(500, 16, abortDownload)
+  const after = await backTo(before)
+  t.equal(after.content, 0)
+  const read = await server.request('GET', `/v2/${repository}/blobs/${content.digest}`)
+  t.ok(read.body.equals(content.bytes))
+})
+
+t.test('R25, G25, UP-10, UP-25: 500 aborted uploads leave no descriptor, file or row behind', async (t) => {
+  const before = descriptors()
+  await many(500, 16, abortUpload)
+  const after = await backTo(before)
+  t.equal(after.content, 0)
+  await eventually('no session is left', async () => (await openUploads()) === 0, 15_000)
+  await eventually('no file is left', () => files().length === 0)
+  t.equal((await server.request('GET', `/v2/${repository}/manifests/cut`)).status, 404)
+  await push(server, repository, 'after', image())
+})
+
+t.test('UP-24, UP-25: refused and aborted single pushes leave no session to expire', async (t) => {
+  await eventually('none before', async () => (await openUploads()) === 0)
+  await many(50, 10, async () => {
+    const bad = `/v2/${repository}/blobs/uploads/?digest=${randomDigest()}`
+    const reply = await server.request('POST', bad, { body: content.bytes.subarray(0, 5000) })
+    t.equal(reply.status, 400)
+    const connection = await RawConnection.open(server)
+    await connection.request(`POST ${bad}`, ['Content-Length: 5000'], 'abc')
+    await connection.abort()
+  })
+  await eventually('none after, sooner than they would expire', async () => (await openUploads()) === 0, 1500)
+  await eventually('no file', () => files().length === 0)
+})
+
+t.test('S61: connections that ask and never read, or never ask, leave nothing either', async (t) => {
+  const before = descriptors()
+  await many(200, 20, async (n) => {
+    const connection = await RawConnection.open(server)
+    connection.socket.pause()
+    if (n % 2 === 0) await connection.request(`GET /v2/${repository}/blobs/${content.digest}`)
+    else await connection.send('GET /v2/ HT')
+    connection.socket.destroy()
+    await connection.closed
+  })
+  t.equal((await backTo(before)).content, 0)
+})
+
+t.test(
+  'R61: with hardly any descriptors the server lives, and serves again when clients leave',
+  async (t) => {
+    const tight = await startServer(t, {
+      config: { log: { level: 'warn' } },
+      under: ['bash', '-c', 'ulimit -n 400; exec "$@"', 'limited'],
+    })
+    await push(tight, 'tight', 'x', manifest)
+    await pushBlobs(tight, 'tight', content)
+    const crowd = await Promise.all(
+      Array.from({ length: 600 }, () => RawConnection.open(tight).catch(() => undefined)),
+    )
+    for (const connection of crowd) {
+      connection?.socket.pause()
+      void connection?.request(`GET /v2/tight/blobs/${content.digest}`)
+    }
+    await Promise.all(crowd.map((connection) => connection?.close()))
+    closeKeptConnections()
+    const read = await eventually('an answer', async () => {
+      const reply = await tight.request('GET', '/v2/tight/manifests/x', { fresh: true, unchecked: true })
+      return reply.status === 200 && reply
+    })
+    t.ok(read.body.equals(manifest.bytes))
+    await push(tight, 'tight', 'after', image())
+    t.same(await tight.stop(), { code: 0, signal: null })
+  },
+)
+
+everyReplyKeptTheRules(t)

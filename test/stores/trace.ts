@@ -1,0 +1,103 @@
+import { readFileSync } from 'node:fs'
+
+/** A system call as strace saw it. Begin and end are places in the order of all that happened. */
+export interface Call {
+  readonly name: string
+  /** Its arguments and, with `-y`, the paths behind its descriptors. */
+  readonly args: string
+  readonly result: string
+  readonly begin: number
+  readonly end: number
+}
+
+/** The words for strace under which a program's work on files is recorded in a file. */
+export function tracing(file: string): string[] {
+  const calls = 'openat,mkdir,rename,unlink,fsync,fdatasync,write,pwrite64,writev,pwritev,pwritev2'
+  return ['strace', '-f', '-y', '-s', '40', '-o', file, '-e', `trace=${calls}`]
+}
+
+/** What a program did with files, and in which order. Asking for what it never did throws. */
+export class Trace {
+  readonly #calls: readonly Call[]
+
+  /** Reads what {@link tracing} recorded. */
+  constructor(file: string) {
+    this.#calls = readCalls(file).filter((call) => !call.result.startsWith('-1'))
+  }
+
+  /** When the program said this word, as a line of JSON. */
+  said(word: string): number {
+    return this.#first(`say ${word}`, ({ name, args }) => name === 'write' && args.includes(`"\\"${word}\\"`))
+      .begin
+  }
+
+  /** When the file or the folder had come into being. */
+  made(path: string): number {
+    return this.#first(`make ${path}`, ({ name, args }) => {
+      const isMaking = name === 'mkdir' || (name === 'openat' && args.includes('O_CREAT'))
+      return isMaking && args.includes(`"${path}"`)
+    }).end
+  }
+
+  /** When the last write to the file had ended, of those within these bounds; undefined when there was none. */
+  written(path: string, after: number, before: number): number | undefined {
+    const writes = this.#calls.filter(
+      ({ name, args, begin, end }) =>
+        name.includes('write') && args.includes(`<${path}>`) && begin > after && end < before,
+    )
+    return writes.length === 0 ? undefined : Math.max(...writes.map((call) => call.end))
+  }
+
+  /** Whether the file was written within these bounds and synced after its last write, within them too. */
+  isStored(path: string, after: number, before: number): boolean {
+    const written = this.written(path, after, before)
+    return written !== undefined && this.isSynced(path, written, before)
+  }
+
+  /** The renaming of a file. */
+  renamed(from: string): Call {
+    return this.#first(
+      `rename ${from}`,
+      ({ name, args }) => name === 'rename' && args.startsWith(`"${from}"`),
+    )
+  }
+
+  /** Whether a sync of the file or the folder both began and ended within these bounds. */
+  isSynced(path: string, after: number, before: number): boolean {
+    return this.#calls.some(
+      ({ name, args, begin, end }) =>
+        name.endsWith('sync') && args.endsWith(`<${path}>`) && begin > after && end < before,
+    )
+  }
+
+  #first(what: string, test: (call: Call) => boolean): Call {
+    const found = this.#calls.find(test)
+    if (found === undefined) throw new Error(`the program did not ${what}`)
+    return found
+  }
+}
+
+/** The calls in the order in which they began. */
+function readCalls(file: string): Call[] {
+  const calls: Call[] = []
+  const unfinished = new Map<string, { name: string; args: string; begin: number }>()
+  for (const [at, line] of readFileSync(file, 'utf8').split('\n').entries()) {
+    const whole = /^(\d+) +(\w+)\((.*)\) += (.*)$/.exec(line)
+    const begun = /^(\d+) +(\w+)\((.*) <unfinished \.\.\.>$/.exec(line)
+    const resumed = /^(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (.*)$/.exec(line)
+    if (whole !== null) {
+      const [, , name = '', args = '', result = ''] = whole
+      calls.push({ name, args, result, begin: at, end: at })
+    } else if (begun !== null) {
+      const [, process = '', name = '', args = ''] = begun
+      unfinished.set(process, { name, args, begin: at })
+    } else if (resumed !== null) {
+      const [, process = '', , more = '', result = ''] = resumed
+      const start = unfinished.get(process)
+      if (start === undefined) continue
+      calls.push({ ...start, args: start.args + more, result, end: at })
+      unfinished.delete(process)
+    }
+  }
+  return calls.sort((one, other) => one.begin - other.begin)
+}

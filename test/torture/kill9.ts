@@ -1,0 +1,99 @@
+import { randomInt } from 'node:crypto'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { Run, type RunOptions } from './run.js'
+
+const help = `Usage: npm run torture -- [options]
+
+Starts the server, lets clients push, retag and delete, kills it with SIGKILL at a random moment, starts it
+again and checks that nothing acknowledged was lost: round after round, on the same data folder.
+
+  --rounds N       rounds (default 100)
+  --seed N         repeats the choices of a run; every run prints its seed
+  --clients N      clients that work at once (default 8)
+  --workers N      worker processes of the server (default: 1 to 3, another number in each round)
+  --dir DIR        put the data folder below DIR (default: the system's temporary folder)
+  --server FILE    the server's compiled main.js (default: the one this was compiled with)
+`
+
+interface CommandLine extends Omit<RunOptions, 'folder'> {
+  readonly help: boolean
+  readonly dir: string
+}
+
+/** @throws Error with a sentence for the user */
+function parseCommandLine(args: readonly string[]): CommandLine {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      help: { type: 'boolean', default: false },
+      rounds: { type: 'string', default: '100' },
+      seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
+      clients: { type: 'string', default: '8' },
+      workers: { type: 'string' },
+      dir: { type: 'string', default: tmpdir() },
+      server: { type: 'string', default: fileURLToPath(new URL('../../src/main.js', import.meta.url)) },
+    },
+  })
+  if (!existsSync(values.server)) throw new Error(`there is no server at ${values.server}`)
+  return {
+    help: values.help,
+    rounds: whole('rounds', values.rounds),
+    seed: whole('seed', values.seed),
+    clients: whole('clients', values.clients),
+    workers: values.workers === undefined ? undefined : whole('workers', values.workers),
+    dir: values.dir,
+    server: values.server,
+  }
+}
+
+function whole(name: string, text: string): number {
+  const value = Number(text)
+  if (Number.isSafeInteger(value) && value > 0) return value
+  throw new Error(`--${name} needs a whole number of at least 1, not "${text}"`)
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
+}
+
+/** @returns whether all is well */
+async function torture({ dir, ...options }: CommandLine): Promise<boolean> {
+  const folder = mkdtempSync(join(dir, 'boathouse-kill9-'))
+  const isTerminal = process.stdout.isTTY
+  console.log(`kill9: seed ${options.seed}`)
+  const run = new Run({ ...options, folder })
+  let failed = 0
+  for await (const { round, violations, line } of run.rounds()) {
+    if (violations.length > 0) failed++
+    if (isTerminal) process.stdout.write(`\r\x1b[K${line}`)
+    for (const violation of violations) console.log(`${isTerminal ? '\n' : ''}round ${round}: ${violation}`)
+  }
+  const { readyTimes, acknowledged, violations, kills, done } = run.summary()
+  if (isTerminal) process.stdout.write('\r\x1b[K')
+  const times = `ready after ${median(readyTimes).toFixed(0)} ms (median), ${Math.max(...readyTimes).toFixed(0)} ms (longest)`
+  console.log(`kill9: ${times}; killed: ${kills}`)
+  if (violations === 0) rmSync(folder, { recursive: true, force: true })
+  else console.log(`kill9: replay with --seed ${options.seed}; the data folder is kept in ${folder}`)
+  console.log(`kill9: rounds ${done}, acknowledged ${acknowledged}, violations ${violations}`)
+  console.log(`${done - failed} passed, ${failed} failed`)
+  return violations === 0 && done === options.rounds
+}
+
+for (const [signal, code] of [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const) {
+  process.once(signal, () => process.exit(code))
+}
+try {
+  const options = parseCommandLine(process.argv.slice(2))
+  if (options.help) console.log(help)
+  else if (!(await torture(options))) process.exitCode = 1
+} catch (error) {
+  console.error(error instanceof Error ? error.message : error)
+  process.exitCode = 2
+}
