@@ -27,7 +27,8 @@ function chooseRows(options: Options): readonly Row[] {
 
 function checkDisk(dir: string, rows: readonly Row[]): void {
   const { bavail, bsize, type } = statfsSync(dir)
-  const needed = 2 * rows.reduce((sum, row) => sum + row.disk, 0)
+  const kept = rows.filter((row) => !row.frees).reduce((sum, row) => sum + row.disk, 0)
+  const needed = 2 * kept + Math.max(0, ...rows.filter((row) => row.frees).map((row) => row.disk))
   const free = (bavail * bsize) / GIB
   if (free < needed) {
     throw new Error(`${dir} has ${free.toFixed(1)} GiB free, the rows need up to ${needed.toFixed(1)} GiB`)

@@ -40,6 +40,8 @@ export interface Row {
   readonly oursOnly?: boolean
   /** Disk that the row fills on each side, in GiB. */
   readonly disk: number
+  /** Whether that is freed as soon as the sample is over, and not only at the end. */
+  readonly frees?: boolean
   /** Makes what the row needs on this side; not timed. */
   prepare?(side: Side): Promise<void>
   /** Runs the load once, in at most so many seconds. */
@@ -268,7 +270,18 @@ async function watched(
 
 function memoryRow(id: string, title: string, disk: number, oursOnly: boolean, sample: Row['sample']): Row {
   const goal = { kind: 'at-most', value: 400 } as const
-  return { id, title, unit: 'MiB', better: 'lower', goal, repetitions: 1, oursOnly, disk, sample }
+  return {
+    id,
+    title,
+    unit: 'MiB',
+    better: 'lower',
+    goal,
+    repetitions: 1,
+    oursOnly,
+    disk,
+    frees: true,
+    sample,
+  }
 }
 
 const gibibytes = (bytes: number) => `${(bytes / GIB).toFixed(1)} GiB`

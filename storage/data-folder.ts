@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { prepareFsBlobStore } from './fs-blob-store.js'
@@ -38,9 +38,8 @@ export type FolderState = 'ready' | 'missing' | 'older' | 'newer'
 
 /** Whether commands can work on a data folder; changes nothing. */
 export function inspectDataFolder(root: string): FolderState {
-  const path = dataPaths(root).database
-  if (!existsSync(path)) return 'missing'
-  const version = readSchemaVersion(path)
+  const version = readSchemaVersion(dataPaths(root).database)
+  if (version === undefined) return 'missing'
   if (version === schemaVersion) return 'ready'
   return version < schemaVersion ? 'older' : 'newer'
 }

@@ -1,10 +1,9 @@
-import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
-import { toStorageError } from './errors.js'
+import { errorCode, toStorageError } from './errors.js'
 import type {
   DeleteResult,
   ManifestHead,
@@ -30,7 +29,7 @@ import { Writer, type WriterOptions } from './sqlite-writer-client.js'
  */
 export function prepareSqlite(path: string): void {
   // Looked at before it is opened for writing: a newer database stays as it is, its log included.
-  if (existsSync(path)) refuseNewerSchema(readSchemaVersion(path))
+  refuseNewerSchema(readSchemaVersion(path) ?? 0)
   const db = openDatabase(path, 'writer')
   try {
     migrate(db)
@@ -40,9 +39,15 @@ export function prepareSqlite(path: string): void {
   }
 }
 
-/** The schema version of a database; changes nothing. @throws when it is none */
-export function readSchemaVersion(path: string): number {
-  const db = new Database(path, { readonly: true, fileMustExist: true })
+/** The schema version of a database, undefined where there is none; changes nothing. @throws when it is no database */
+export function readSchemaVersion(path: string): number | undefined {
+  let db: Database.Database
+  try {
+    db = new Database(path, { readonly: true, fileMustExist: true })
+  } catch (error) {
+    if (errorCode(error) === 'SQLITE_CANTOPEN') return undefined
+    throw error
+  }
   try {
     return Number(db.pragma('user_version', { simple: true }))
   } finally {

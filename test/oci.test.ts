@@ -62,16 +62,16 @@ function leastTime(run: () => void, rounds = 5): number {
 /** Asserts that a long input takes no more than its share: about as long as many short ones of the same sum. */
 function growsLinearly(t: Test, what: string, make: (size: number) => () => unknown): void {
   const times = 32
-  const short = make(16_384)
-  const long = make(16_384 * times)
+  const short = make(4096)
+  const long = make(4096 * times)
   const shortTime = leastTime(() => {
     for (let turn = 0; turn < times; turn++) short()
   })
-  const longTime = leastTime(long)
-  t.ok(
-    longTime < shortTime * 8 + 1,
-    `${what}: ${longTime.toFixed(1)} ms, in short pieces ${shortTime.toFixed(1)} ms`,
-  )
+  const bound = shortTime * 8 + 1
+  let longTime = Number.POSITIVE_INFINITY
+  for (let round = 0; round < 5 && longTime > bound; round++) longTime = leastTime(long, 1)
+  const measured = `${longTime.toFixed(1)} ms, in short pieces ${shortTime.toFixed(1)} ms`
+  t.ok(longTime <= bound, `${what}: ${measured}`)
 }
 
 /** Asserts that hostile text costs no more than a plain one by a factor that no backtracking keeps to. */

@@ -42,12 +42,16 @@ export function openBody(
 export async function hasBytes(request: IncomingMessage): Promise<boolean> {
   if (!hasBody(request)) return false
   if (request.headers['content-length'] !== undefined || expectsContinue.has(request)) return true
-  await new Promise<void>((resolve) => {
-    request.once('readable', resolve)
-    request.once('end', resolve)
-    request.once('close', resolve)
-  })
-  return request.readableLength > 0
+  if (request.readableLength === 0 && !request.readableEnded && !request.destroyed) {
+    await new Promise<void>((resolve) => {
+      request.once('readable', resolve)
+      request.once('end', resolve)
+      request.once('close', resolve)
+    })
+  }
+  if (request.readableLength > 0) return true
+  request.resume() // nothing comes, but the end has to be read
+  return false
 }
 
 /**

@@ -3,19 +3,16 @@ import { readdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { dataPaths } from '../../storage/data-folder.js'
-import { KeyStore } from '../../storage/key-store.js'
 import {
   eventually,
   everyReplyKeptTheRules,
   image,
   isError,
   openUpload,
-  pause,
   push,
   pushBlobs,
   putManifest,
   RawConnection,
-  type Reply,
   randomBlob,
   randomDigest,
   runServerCommand,
@@ -37,7 +34,6 @@ import {
   headerOf,
   inShort,
   password,
-  pool,
   postForm,
   signingKeyOf,
   signToken,
