@@ -4,25 +4,34 @@ import type { Writable } from 'node:stream'
 import type { BlobReader } from './blob-store.js'
 import { errorCode } from './errors.js'
 
-/** Bytes that are read at once. Two such buffers serve one stream. Measured: see bench/README.md. */
-const largeBuffer = 256 * 1024
-
-/** The same when many streams run at once, so that slow readers by the hundred stay cheap. */
-const smallBuffer = 32 * 1024
-const manyStreams = 64
+/**
+ * Bytes that are read at once, by the number of streams that run: two such buffers serve one stream. A few
+ * streams are fastest with large ones, and slow readers by the hundred must stay cheap. Measured: bench/README.md.
+ */
+const bufferSizes = [
+  { streams: 4, size: 1024 * 1024 },
+  { streams: 64, size: 256 * 1024 },
+  { streams: Number.POSITIVE_INFINITY, size: 32 * 1024 },
+] as const
 let activeStreams = 0
 
-/** Buffers kept for the next stream; more are left to the garbage collector. */
-const mostSpares = 64
-const spares: Buffer[] = []
+/** Bytes of buffers kept for the next stream; more are left to the garbage collector. */
+const mostSpare = 16 * 1024 * 1024
+const spares = new Map<number, Buffer[]>(bufferSizes.map(({ size }) => [size, []]))
+let spareBytes = 0
 
 function takeBuffer(): Buffer {
-  if (activeStreams > manyStreams) return Buffer.allocUnsafeSlow(smallBuffer)
-  return spares.pop() ?? Buffer.allocUnsafeSlow(largeBuffer)
+  const { size } = bufferSizes.find(({ streams }) => activeStreams <= streams) ?? bufferSizes[2]
+  const spare = spares.get(size)?.pop()
+  if (spare === undefined) return Buffer.allocUnsafeSlow(size)
+  spareBytes -= size
+  return spare
 }
 
 function giveBack(buffer: Buffer): void {
-  if (buffer.length === largeBuffer && spares.length < mostSpares) spares.push(buffer)
+  if (spareBytes + buffer.length > mostSpare) return
+  spareBytes += buffer.length
+  spares.get(buffer.length)?.push(buffer)
 }
 
 /**

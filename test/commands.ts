@@ -1,6 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { within } from './harness.js'
+import bcrypt from 'bcryptjs'
+import type { Test } from 'tap'
+import { dataPaths, takeDataFolder } from '../storage/data-folder.js'
+import { KeyStore } from '../storage/key-store.js'
+import { scratchDir, within } from './harness.js'
 
 const mainScript = fileURLToPath(new URL('../src/main.js', import.meta.url))
 
@@ -88,4 +93,43 @@ export function runCommand(
   running.write(input)
   running.end()
   return running.done
+}
+
+/** What runs commands on a data folder: words with blanks between them, and the text of standard input. */
+export type Runner = (words: string, input?: string, options?: CommandOptions) => Promise<Run>
+
+export function commandsOn(data: string): Runner {
+  return (words, input, options) => runCommand(data, words.split(' '), input, options)
+}
+
+let folders = 0
+
+/** A data folder of the test's own, as a server leaves it, and what runs commands on it. */
+export async function offline(t: Test): Promise<{ data: string; run: Runner }> {
+  const data = join(scratchDir(t), `offline-${folders++}`)
+  const folder = await takeDataFolder(data)
+  await new KeyStore(dataPaths(data).keys).prepare(Date.now())
+  folder.release()
+  return { data, run: commandsOn(data) }
+}
+
+/** Asserts that a command did what it was told, and gives what it said. */
+export async function did(t: Test, running: Promise<Run>): Promise<Run> {
+  const run = await running
+  t.equal(run.code, 0, (run.stdout + run.stderr).slice(0, 300))
+  return run
+}
+
+/** Asserts that a command refused with this exit code and these words in one line, and said nothing else. */
+export async function refused(t: Test, running: Promise<Run>, code: 1 | 2, words: RegExp): Promise<void> {
+  const run = await running
+  t.match(run, { code, stdout: '', stderr: words })
+  t.match(run.stderr, /^[A-Z][^\n]+\.\n$/, 'in one line')
+  t.notMatch(run.stderr, /\.js:\d+|node:internal/, 'without a stack')
+}
+
+/** Adds users with one command; the password of each is `secret`. */
+export async function addUsers(t: Test, run: Runner, ...names: string[]): Promise<void> {
+  const hash = bcrypt.hashSync('secret', 4)
+  await did(t, run('user import -', names.map((name) => `${name}:${hash}\n`).join('')))
 }

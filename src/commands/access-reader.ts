@@ -3,6 +3,7 @@ import { sentence, show } from '../../config/words.js'
 import type { Grant, Subject } from '../../storage/access-store.js'
 import { isPermission, permissions } from '../auth/grants.js'
 import type { Access } from './access-file.js'
+import { Misuse } from './command.js'
 import { faultOfName, faultOfPattern, parseSubject } from './names.js'
 
 /**
@@ -101,7 +102,7 @@ class AccessReader {
     try {
       subject = parseSubject(typeof value === 'string' ? value : '')
     } catch (error) {
-      if (!(error instanceof RangeError)) throw error
+      if (!(error instanceof Misuse)) throw error
       this.faults.push(
         `${where}: to is ${typeof value === 'string' ? show(value) : 'no word'}: write ${subjectHint}.`,
       )

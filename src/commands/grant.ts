@@ -1,6 +1,6 @@
 import type { Grant, Permission, Subject } from '../../storage/access-store.js'
 import { type Command, Misuse, note, parse, Refusal, type SharedValues, say, sharedUsage } from './command.js'
-import { faultOfPattern, formatSubject, parsePermissions, parseSubject } from './names.js'
+import { checkPattern, formatSubject, parsePermissions, parseSubject } from './names.js'
 import { type Place, unknownUser, withPlace } from './store.js'
 
 const details = `  PERMISSION  pull, push, delete or admin, several with commas; push and delete bring pull along, admin is all three
@@ -57,13 +57,8 @@ function readWish(args: readonly string[]): Wish {
     )
   }
   if (values.to === undefined) throw new Misuse('--to WHOM is missing.')
-  const fault = faultOfPattern(pattern)
-  if (fault !== undefined) throw new Misuse(fault)
-  try {
-    return { values, pattern, permissions: parsePermissions(written), subject: parseSubject(values.to) }
-  } catch (error) {
-    throw error instanceof RangeError ? new Misuse(error.message) : error
-  }
+  checkPattern(pattern)
+  return { values, pattern, permissions: parsePermissions(written), subject: parseSubject(values.to) }
 }
 
 async function add({ access, audit }: Place, { subject, pattern, permissions }: Wish): Promise<number> {

@@ -1,6 +1,7 @@
 import type { Subject } from '../../storage/access-store.js'
 import { isPermission, type Permission, permissions } from '../auth/grants.js'
 import { parseRepositoryPattern } from '../oci/repository-pattern.js'
+import { Misuse } from './command.js'
 
 const grammar = /^[A-Za-z0-9._@+][A-Za-z0-9._@+-]{0,63}$/
 const grammarText = '1 to 64 letters, digits or . _ - @ +, and does not begin with -'
@@ -19,24 +20,28 @@ export function formatSubject(subject: Subject): string {
   return 'name' in subject ? `${subject.kind}:${subject.name}` : subject.kind
 }
 
-/** Reads a subject. @throws RangeError with a sentence */
+/** Refuses a name that cannot be one. @throws Misuse */
+export function checkName(text: string, what: 'user' | 'group' | 'token'): void {
+  throwFault(faultOfName(text, what))
+}
+
+/** Reads a subject. @throws Misuse */
 export function parseSubject(text: string): Subject {
   if (text === 'authenticated' || text === 'anonymous') return { kind: text }
   const [, kind, name = ''] = /^(user|group):(.*)$/s.exec(text) ?? []
   if (kind !== 'user' && kind !== 'group') {
-    throw new RangeError('Write to whom: user:NAME, group:NAME, authenticated or anonymous.')
+    throw new Misuse('Write to whom: user:NAME, group:NAME, authenticated or anonymous.')
   }
-  const fault = faultOfName(name, kind)
-  if (fault !== undefined) throw new RangeError(fault)
+  checkName(name, kind)
   return { kind, name }
 }
 
-/** Reads permissions with commas between them, without repetitions. @throws RangeError with a sentence */
+/** Reads permissions with commas between them, without repetitions. @throws Misuse */
 export function parsePermissions(text: string): readonly Permission[] {
   const list = text.split(',')
   const known = list.filter(isPermission)
   if (known.length < list.length) {
-    throw new RangeError(`The permissions are ${permissions.join(', ')}, with commas between them.`)
+    throw new Misuse(`The permissions are ${permissions.join(', ')}, with commas between them.`)
   }
   return [...new Set(known)]
 }
@@ -50,4 +55,13 @@ export function faultOfPattern(text: string): string | undefined {
     if (error instanceof RangeError) return error.message
     throw error
   }
+}
+
+/** Refuses a repository pattern that is none. @throws Misuse */
+export function checkPattern(text: string): void {
+  throwFault(faultOfPattern(text))
+}
+
+function throwFault(fault: string | undefined): void {
+  if (fault !== undefined) throw new Misuse(fault)
 }

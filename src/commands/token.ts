@@ -1,7 +1,7 @@
 import type { AccessToken, TokenScope } from '../../storage/access-store.js'
 import { createAccessToken } from '../auth/access-tokens.js'
 import { commandGroup, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
-import { faultOfName, faultOfPattern, parsePermissions } from './names.js'
+import { checkName, checkPattern, parsePermissions } from './names.js'
 import { unknownUser, withPlace } from './store.js'
 import { formatJson, formatTable, formatTime } from './table.js'
 
@@ -39,8 +39,7 @@ async function create(args: readonly string[]): Promise<number> {
   words(positionals)
   const owner = required(values.user, '--user')
   const name = required(values.name, '--name')
-  const fault = faultOfName(name, 'token')
-  if (fault !== undefined) throw new Misuse(fault)
+  checkName(name, 'token')
   const scopes = values.scope?.map(parseScope) ?? [{ pattern: '**', permissions: ['admin'] }]
   const lifetime = parseLifetime(values.expires ?? '90d')
   return withPlace(values, async ({ access, audit }) => {
@@ -111,8 +110,7 @@ function parseScope(text: string): TokenScope {
   if (colon < 1)
     throw new Misuse("Write a scope as 'team/**:pull,push': a repository pattern, a colon and permissions.")
   const pattern = text.slice(0, colon)
-  const fault = faultOfPattern(pattern)
-  if (fault !== undefined) throw new Misuse(fault)
+  checkPattern(pattern)
   return { pattern, permissions: parsePermissions(text.slice(colon + 1)) }
 }
 

@@ -38,9 +38,12 @@ async function importLine(
   line: string,
   where: string,
 ): Promise<'added' | 'there' | 'skipped'> {
-  const [, name = '', passwordHash = ''] = /^([^:]*):([^:]*)/.exec(line) ?? []
-  const fault = faultOfName(name, 'user') ?? faultOfHash(name, passwordHash)
-  if (fault !== undefined) {
+  const [name = '', passwordHash] = line.split(':')
+  const fault =
+    passwordHash === undefined
+      ? 'there is no colon between a name and a hash.'
+      : (faultOfName(name, 'user') ?? faultOfHash(name, passwordHash))
+  if (passwordHash === undefined || fault !== undefined) {
     note(`Skipped ${where}: ${fault}`)
     return 'skipped'
   }

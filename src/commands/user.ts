@@ -1,7 +1,7 @@
 import type { User } from '../../storage/access-store.js'
 import { Passwords } from '../auth/passwords.js'
 import { commandGroup, Misuse, parse, Refusal, say, sharedUsage, words } from './command.js'
-import { faultOfName } from './names.js'
+import { checkName } from './names.js'
 import { confirm, readNewPassword } from './prompt.js'
 import { type Place, unknownUser, withPlace } from './store.js'
 import { formatJson, formatTable, formatTime } from './table.js'
@@ -42,10 +42,10 @@ async function add(args: readonly string[]): Promise<number> {
     group: { type: 'string', multiple: true },
   })
   const [name] = words(positionals, 'NAME')
-  checkNames('user', [name])
+  checkName(name, 'user')
   const isAdmin = values.admin === true
   const wanted = [...new Set(values.group ?? [])]
-  checkNames('group', wanted)
+  for (const group of wanted) checkName(group, 'group')
   return withPlace(values, async ({ access, audit }) => {
     const taken = new Refusal(
       `There is a user ${name} already: "boathouse user passwd ${name}" changes the password.`,
@@ -115,7 +115,7 @@ async function groups(args: readonly string[]): Promise<number> {
   if (name === undefined) throw new Misuse('NAME is missing.')
   if (values.none === true && named.length > 0) throw new Misuse('Name groups, or write --none.')
   const wanted = [...new Set(named)].sort()
-  checkNames('group', wanted)
+  for (const group of wanted) checkName(group, 'group')
   return withPlace(values, async ({ access, audit }) => {
     const { groups: current } = await mustFind(access, name)
     if (wanted.length === 0 && values.none !== true) {
@@ -175,13 +175,6 @@ function removeQuestion(name: string): string {
 
 function describeGroups(name: string, list: readonly string[]): string {
   return list.length === 0 ? `${name} is in no group.` : `${name} is in ${list.join(', ')}.`
-}
-
-function checkNames(what: 'user' | 'group', names: readonly string[]): void {
-  for (const name of names) {
-    const fault = faultOfName(name, what)
-    if (fault !== undefined) throw new Misuse(fault)
-  }
 }
 
 /** @throws Refusal when there is no such user */

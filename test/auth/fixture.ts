@@ -8,7 +8,16 @@ import { Passwords } from '../../src/auth/passwords.js'
 import type { AccessStore, Grant, Subject, TokenScope } from '../../storage/access-store.js'
 import { dataPaths } from '../../storage/data-folder.js'
 import { openSqliteStores } from '../../storage/sqlite-metadata-store.js'
-import { type Reply, type RequestOptions, type Server, type ServerOptions, startServer } from '../harness.js'
+import {
+  image,
+  push,
+  type Reply,
+  type RequestOptions,
+  randomBlob,
+  type Server,
+  type ServerOptions,
+  startServer,
+} from '../harness.js'
 
 /** The password of every user whose test does not care. */
 export const password = 'correct horse battery staple'
@@ -95,6 +104,34 @@ export async function startRegistry(t: Test, options: ServerOptions = {}): Promi
     },
     token: (authorization, scopes = []) => getToken(server, authorization, scopes),
   }
+}
+
+/**
+ * A registry of twins, for what one tenant must not do to another: `ann` owns a/**, `ben` owns b/**, `ray` reads
+ * a/**, `root` administers. Both a/app and b/app have an image under the tag 1; tags v* below frozen/, where ann may
+ * do everything, too, are immutable.
+ */
+export async function startTwins(t: Test) {
+  const registry = await startRegistry(t, {
+    config: { tags: { immutable: ['frozen/**:v*'] }, trustedProxies: ['127.0.0.1'] },
+  })
+  const { server } = registry
+  await registry.addUser('root', { admin: true })
+  for (const name of ['ann', 'ben', 'ray']) await registry.addUser(name)
+  await registry.grant('user:ann', 'a/**', 'admin')
+  await registry.grant('user:ann', 'frozen/**', 'admin')
+  await registry.grant('user:ben', 'b/**', 'admin')
+  await registry.grant('user:ray', 'a/**', 'pull')
+  const [root, ann, ben] = [basic('root'), basic('ann'), basic('ben')].map((sent) => as(server, sent)) as [
+    Server,
+    Server,
+    Server,
+  ]
+  const layer = randomBlob(5000)
+  const app = image({ layers: [layer] })
+  await push(ann, 'a/app', '1', app)
+  await push(ben, 'b/app', '1', image())
+  return { registry, server, access: registry.access, root, ann, ben, layer, app }
 }
 
 /** Opens the access store of a data folder; closed when `t` ends. */
