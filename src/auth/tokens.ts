@@ -1,4 +1,5 @@
 import { createPublicKey, type KeyObject, randomUUID } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import { calculateJwkThumbprint, decodeProtectedHeader, exportJWK, jwtVerify, SignJWT } from 'jose'
 import { z } from 'zod'
 import { isRepositoryName, type RepositoryName } from '../oci/reference.js'
@@ -14,6 +15,9 @@ const mostTokens = 10_000
 
 /** Longest token in characters; longer text is refused before it is read (protocol JW-05). */
 const longestToken = 8192
+
+/** Base64url without padding: one token has one text (reliability S02). */
+const tokenForm = /^[\w-]+\.[\w-]+\.[\w-]+$/
 
 /** Where the keys come from. */
 export interface KeySource {
@@ -123,7 +127,7 @@ export class Tokens {
   }
 
   async #verifyNew(token: string): Promise<Claims | undefined> {
-    if (token.length > longestToken) return undefined
+    if (token.length > longestToken || !tokenForm.test(token)) return undefined
     const ring = await this.#keysFor(token)
     try {
       const { payload, protectedHeader } = await jwtVerify(
@@ -154,8 +158,10 @@ export class Tokens {
   /** The keys; another worker may have taken up a new one a moment earlier than this. */
   async #keysFor(token: string): Promise<KeyRing> {
     const ring = await this.#keys()
-    if (ring.verifying.has(keyIdOf(token)) || performance.now() - this.#lookedAt < shortestLook) return ring
-    this.#lookedAt = Number.NEGATIVE_INFINITY
+    if (ring.verifying.has(keyIdOf(token))) return ring
+    const sinceLook = performance.now() - this.#lookedAt
+    if (sinceLook < shortestLook) await delay(shortestLook - sinceLook)
+    if (performance.now() - this.#lookedAt >= shortestLook) this.#lookedAt = Number.NEGATIVE_INFINITY
     return this.#keys()
   }
 

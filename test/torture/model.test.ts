@@ -97,6 +97,17 @@ t.test('an operation without an answer happened whole or not at all', async (t) 
   t.same(whole.judge(holding([tag, 'sha256:b'], [other, 'sha256:b'])), [])
 })
 
+t.test('who else wrote at the same time may have undone a part of it', async (t) => {
+  const model = new Model()
+  const lost = model.begin('PUT', [
+    { ...manifest, value: 'present' },
+    { ...tag, value: 'sha256:a' },
+  ])
+  model.settle(model.begin('DELETE', [{ ...tag, value: undefined }]), 'acknowledged')
+  model.settle(lost, 'unknown')
+  t.same(model.judge(holding([manifest, 'present'])), [])
+})
+
 t.test('what nobody made must not be there', async (t) => {
   t.match(new Model().judge(holding([tag, 'sha256:a'])), [/^I4 tag r:latest is there, but nobody/])
 })

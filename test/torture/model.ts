@@ -201,17 +201,25 @@ export class Model {
     }
   }
 
-  /** What an operation changed for certain, if it happened. */
+  /** What an operation changed for certain, if it happened: nobody else wrote there at the time or later. */
   *#changesOf(operation: Operation): Generator<{ key: Key; before: Value; after: Value }> {
     for (const effect of operation.effects) {
       for (const key of this.#keysOf(effect)) {
         const [before, ...others] = this.legal(key, this.#now(), operation)
         const after = effect.kind === 'tags-of' ? undefined : effect.value
-        if (others.length > 0 || before === after) continue
+        if (others.length > 0 || before === after || this.#hasRivals(operation, key)) continue
         if (effect.kind === 'tags-of' && before !== effect.digest) continue
         yield { key, before, after }
       }
     }
+  }
+
+  #hasRivals(operation: Operation, key: Key): boolean {
+    const { writes } = withCascades(this.#repository(key.repository), key.kind, this.#history(key))
+    return writes.some(
+      ({ operation: other }) =>
+        other !== operation && other.outcome !== 'refused' && other.end > operation.start,
+    )
   }
 
   *#keysOf(effect: Effect): Generator<Key> {

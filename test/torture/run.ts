@@ -64,6 +64,8 @@ export class Run {
   #onAcknowledged: ((method: string) => void) | undefined
   /** Violations of the round that runs. */
   #found: string[] = []
+  /** Who held an upload's turn when a server died. */
+  #holders: ReadonlySet<string> = new Set()
   /** What lay in the folder when the server was last down; undefined when nobody looked. */
   #lastCheck: FolderCheck | undefined
 
@@ -177,7 +179,7 @@ export class Run {
     isOver = true
     await Promise.all(working)
     await this.#waitUntilGone(server)
-    if (next === undefined) this.#checkFolder(false)
+    if (next === undefined) this.#checkTurns(this.#checkFolder(false))
     else this.#lastCheck = undefined
     return { next }
   }
@@ -288,6 +290,17 @@ export class Run {
     )
     this.#lastCheck = check
     return check
+  }
+
+  /** Each start gives back the turns that the last server's death has left taken. */
+  #checkTurns({ index }: FolderCheck): void {
+    const holders = new Set<string>()
+    for (const { id, holder } of index.uploads) {
+      if (holder === null) continue
+      if (this.#holders.has(holder)) this.#found.push(`I9 upload ${id} is held by a server that died long ago`)
+      holders.add(holder)
+    }
+    this.#holders = holders
   }
 
   /** The last start: everything is looked at, all sessions expire, and the server ends in order. */
