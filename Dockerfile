@@ -6,12 +6,12 @@ RUN apt-get update \
 WORKDIR /build
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci
-COPY tsconfig.json ./
+COPY tsconfig.json tsconfig.build.json ./
 COPY config ./config
 COPY storage ./storage
 COPY src ./src
 # What a native module was compiled from and with is ten times the module.
-RUN npx tsc --sourceMap false \
+RUN npx tsc -p tsconfig.build.json --sourceMap false \
   && npm prune --omit=dev \
   && cd node_modules/better-sqlite3 \
   && rm -rf deps src build/Release/obj build/Release/obj.target build/Release/*.a build/Release/test_extension.node
@@ -21,7 +21,9 @@ LABEL org.opencontainers.image.title="Boathouse" \
   org.opencontainers.image.description="A private registry for Docker and OCI images" \
   org.opencontainers.image.licenses="Apache-2.0"
 # The node user of the base image is 1000. A new volume takes the folder's owner and mode over.
-RUN install -d -o 1000 -g 1000 -m 0700 /var/lib/boathouse
+RUN install -d -o 1000 -g 1000 -m 0700 /var/lib/boathouse \
+  && printf '#!/bin/sh\nexec node /app/dist/src/main.js "$@"\n' > /usr/local/bin/boathouse \
+  && chmod 0755 /usr/local/bin/boathouse
 WORKDIR /app
 COPY LICENSE package.json ./
 COPY --from=build /build/node_modules ./node_modules
