@@ -5,6 +5,7 @@ import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import { openAccess } from './auth/access.js'
 import type { LoginObserver } from './auth/accounts.js'
+import { redactTokens } from './auth/redact.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
 import { healthHandlers } from './http/health.js'
@@ -64,7 +65,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   }
   const onLogin: LoginObserver = (user, remote, isRight) => {
     const event = isRight ? 'login' : 'login refused'
-    options.logger.info({ audit: event, user: user.slice(0, 128), remote }, event)
+    options.logger.info({ audit: event, user: redactTokens(user.slice(0, 128)), remote }, event)
   }
   const access = await createAccess(config, stores, { audit, onLogin })
   const idleTimeout = config.timeouts.idle

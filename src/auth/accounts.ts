@@ -101,8 +101,8 @@ export class Accounts {
       if (account !== undefined) return account
       this.#remembered.delete(key)
     }
-    this.#throttle.admit(address, name)
-    const account = await this.#prove(name, password)
+    const weight = this.#throttle.admit(address, name)
+    const account = await this.#prove(name, password, weight)
     this.#onLogin(name, address, account !== undefined)
     if (account === undefined) {
       await this.#throttle.failed(name)
@@ -129,7 +129,7 @@ export class Accounts {
     await this.#store.touchAccessTokens(ids, now)
   }
 
-  async #prove(name: string, password: string): Promise<Account | undefined> {
+  async #prove(name: string, password: string, weight: number): Promise<Account | undefined> {
     const parsed = parseAccessToken(password)
     if (parsed !== undefined) {
       const token = await this.#accessToken(parsed.id)
@@ -139,7 +139,7 @@ export class Accounts {
       return user === undefined ? undefined : this.recall(name, user.epoch, token.id)
     }
     const { user } = await this.#rightsOf(name)
-    const { isRight, isOutdated } = await this.#passwords.verify(password, user?.passwordHash)
+    const { isRight, isOutdated } = await this.#passwords.verify(password, user?.passwordHash, weight)
     if (!isRight || user === undefined || user.isDisabled) return undefined
     if (isOutdated) {
       await this.#store.rehashPassword(name, user.passwordHash, await this.#passwords.hash(password))

@@ -45,11 +45,12 @@ export class Passwords {
 
   /**
    * Compares a password with a stored hash; without one the work is the same and the answer no.
+   * @param weight of who asks, against others who wait: see Turnstile
    * @throws RegistryError TOOMANYREQUESTS when too many wait
    */
-  async verify(password: string, hash: string | undefined): Promise<Verdict> {
+  async verify(password: string, hash: string | undefined, weight: number): Promise<Verdict> {
     if (!isPassword(password)) return { isRight: false, isOutdated: false }
-    return this.#turnstile.run(async () => {
+    return this.#turnstile.run(weight, async () => {
       if (hash?.startsWith('$2')) {
         this.#bcrypt ??= startBcrypt()
         const threads = await this.#bcrypt

@@ -36,12 +36,15 @@ export class Throttle {
   readonly #known = new LeastRecentlyUsed<string, true>(mostEntries)
   #heldBack = 0
 
-  /** @throws RegistryError TOOMANYREQUESTS when this address has guessed too much */
-  admit(address: string, account: string): void {
+  /**
+   * @returns how much this address has guessed of late: its weight against others who wait
+   * @throws RegistryError TOOMANYREQUESTS when that is too much
+   */
+  admit(address: string, account: string): number {
     const bucket = this.#bucket(address, account)
     if (bucket.level >= 1) {
       bucket.level--
-      return
+      return burst - bucket.level
     }
     throw new RegistryError('TOOMANYREQUESTS', 'too many wrong logins from this address: try again later', {
       retryAfter: Math.ceil((1 - bucket.level) / perSecond),
@@ -70,7 +73,7 @@ export class Throttle {
 
   #bucket(address: string, account: string): Bucket {
     const own = pair(address, account)
-    const key = this.#known.get(own) === true ? own : address
+    const key = this.#known.get(own) === true ? own : networkOf(address)
     const now = performance.now()
     const bucket = this.#buckets.get(key) ?? { level: burst, at: now }
     bucket.level = Math.min(burst, bucket.level + ((now - bucket.at) / 1000) * perSecond)
@@ -81,5 +84,16 @@ export class Throttle {
 }
 
 function pair(address: string, account: string): string {
-  return `${address} ${account}`
+  return `${networkOf(address)} ${account}`
+}
+
+/** An IPv6 address counts as its /64: whoever has one address of it has them all. */
+function networkOf(address: string): string {
+  if (!address.includes(':')) return address
+  if (address.includes('.')) return address.slice(address.lastIndexOf(':') + 1) // IPv4 inside IPv6
+  const [head = '', tail] = address.split('::', 2)
+  const before = head.split(':').filter((part) => part !== '')
+  const after = tail === undefined ? [] : tail.split(':').filter((part) => part !== '')
+  const zeros = Array.from({ length: Math.max(0, 8 - before.length - after.length) }, () => '0')
+  return [...before, ...zeros, ...after].slice(0, 4).join(':')
 }

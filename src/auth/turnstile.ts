@@ -1,10 +1,20 @@
 import { RegistryError } from '../oci/errors.js'
 
-/** Lets a few through at a time and a few more wait; whoever comes on top of that is sent away. */
+interface Waiting {
+  readonly weight: number
+  readonly enter: () => void
+  readonly sendAway: (error: RegistryError) => void
+}
+
+/**
+ * Lets a few through at a time and a few more wait. Who weighs least goes first, and when the room is full the
+ * heaviest is sent away: so a crowd of those who guess keeps nobody waiting who does not.
+ */
 export class Turnstile {
   readonly #places: number
   readonly #waitingRoom: number
-  readonly #waiting: (() => void)[] = []
+  /** Lightest first; those of one weight in the order they came. */
+  readonly #waiting: Waiting[] = []
   #inside = 0
 
   /**
@@ -17,21 +27,28 @@ export class Turnstile {
   }
 
   /** Runs the work when its turn comes. @throws RegistryError TOOMANYREQUESTS when too many wait */
-  async run<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#inside >= this.#places) {
-      if (this.#waiting.length >= this.#waitingRoom) {
-        throw new RegistryError('TOOMANYREQUESTS', 'too many logins at once: try again in a moment', {
-          retryAfter: 2,
-        })
-      }
-      await new Promise<void>((resolve) => this.#waiting.push(resolve))
-    }
-    this.#inside++
+  async run<T>(weight: number, work: () => Promise<T>): Promise<T> {
+    if (this.#inside >= this.#places) await this.#wait(weight)
+    else this.#inside++
     try {
       return await work()
     } finally {
-      this.#inside--
-      this.#waiting.shift()?.()
+      // The place is handed on, so that nobody slips in between.
+      const next = this.#waiting.shift()
+      if (next === undefined) this.#inside--
+      else next.enter()
     }
+  }
+
+  #wait(weight: number): Promise<void> {
+    return new Promise((enter, sendAway) => {
+      const at = this.#waiting.findIndex((other) => other.weight > weight)
+      this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, { weight, enter, sendAway })
+      if (this.#waiting.length <= this.#waitingRoom) return
+      const tooMany = new RegistryError('TOOMANYREQUESTS', 'too many logins at once: try again in a moment', {
+        retryAfter: 2,
+      })
+      this.#waiting.pop()?.sendAway(tooMany)
+    })
   }
 }

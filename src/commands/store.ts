@@ -79,7 +79,7 @@ function stateOf(root: string): FolderState {
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error)
     throw new Refusal(
-      `The index in ${root} cannot be read (${reason}): is this the data folder of a Boathouse?`,
+      `The index in ${root} cannot be read (${reason}): name the data folder of a Boathouse with --data.`,
     )
   }
 }

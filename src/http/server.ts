@@ -2,6 +2,7 @@ import { type IncomingMessage, METHODS, type ServerResponse } from 'node:http'
 import { type FastifyInstance, fastify } from 'fastify'
 import type { Logger } from 'pino'
 import type { AccessPolicy } from '../auth/access.js'
+import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
 import { authorize } from './authorize.js'
 import { noteExpectation } from './body.js'
@@ -189,7 +190,7 @@ function unmatched(url: string): RegistryError {
 /** The path without its query. A target with a scheme of its own may hold a password: it is left out. */
 function pathOf(url: string): string {
   if (!url.startsWith('/')) return '(not a path)'
-  return (url.split('?', 1)[0] ?? '').replaceAll('%2F', '/').slice(0, 512)
+  return redactPath((url.split('?', 1)[0] ?? '').replaceAll('%2F', '/').slice(0, 512))
 }
 
 /** One line a request. Neither query nor headers: both may hold secrets (reliability S63). */
