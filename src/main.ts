@@ -77,6 +77,13 @@ function complain(text: string, command: string): number {
   return misused
 }
 
+/** Resolves when what was written has been taken: leaving the process earlier would cut it off. */
+function flushed(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise((resolve) => stream.write('', () => resolve()))
+}
+
 // Whoever reads the answer may have read enough, as head does.
 process.stdout.on('error', () => process.exit(failed))
-process.exit(await main(process.argv.slice(2)))
+const code = await main(process.argv.slice(2))
+await Promise.all([flushed(process.stdout), flushed(process.stderr)])
+process.exit(code)

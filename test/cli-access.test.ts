@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
-import { addUsers, did, offline, refused } from './commands.js'
+import { addUsers, commandLine, did, offline, refused, startCommand } from './commands.js'
 import { scratchDir } from './harness.js'
 
 t.test('access explain names the rule that decides', async (t) => {
@@ -235,4 +235,23 @@ t.test('access apply tells all faults of a file together, and changes nothing', 
     /^Cannot read missing\.yaml, which does not exist\.$/m,
   )
   await refused(t, run(`access export ${join(scratchDir(t), 'no', 'folder')}`), 1, /^Cannot write /)
+})
+
+t.test('long answers reach slow readers whole', async (t) => {
+  const { data, run } = await offline(t)
+  const entries = Array.from(
+    { length: 3000 },
+    (_, index) => `- {to: anonymous, permissions: [pull], repositories: [team-${index}/**]}`,
+  )
+  await did(t, run('access apply -', `groups: {}\ngrants:\n${entries.join('\n')}\n`))
+  const line = commandLine('access', 'list', '--data', data).map((word) => `'${word}'`)
+  const slow = startCommand([], { command: ['sh', '-c', `${line.join(' ')} | (sleep 1; cat)`] })
+  const { stdout } = await slow.done
+  t.equal(stdout.split('\n').length, 3002)
+  const cut = startCommand([], { command: ['sh', '-c', `${line.join(' ')} | head -n 1`] })
+  t.match(
+    await cut.done,
+    { stdout: /^TO +PERMISSION +REPOSITORIES\n$/, stderr: '' },
+    'or as far as they read',
+  )
 })

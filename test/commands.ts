@@ -14,10 +14,13 @@ export function commandLine(...args: string[]): string[] {
   return [process.execPath, mainScript, ...args]
 }
 
-/** Nothing of the test runner's own environment. */
-function cleanEnvironment(): Record<string, string> {
-  const names = ['PATH', 'HOME', 'TMPDIR', 'LANG']
-  return Object.fromEntries(names.flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])))
+/** A wrapper that leaves only this of the environment: the test runner adds to what it starts. */
+function withEnvironment(extra: Record<string, string> = {}): string[] {
+  const kept = ['PATH', 'HOME', 'TMPDIR', 'LANG'].flatMap((name) => {
+    const value = process.env[name]
+    return value === undefined ? [] : [`${name}=${value}`]
+  })
+  return ['env', '-i', ...kept, ...Object.entries(extra).map(([name, value]) => `${name}=${value}`)]
 }
 
 /** What a command said, and how it ended. */
@@ -49,10 +52,12 @@ export interface CommandOptions {
 
 /** Starts `boathouse` with these words; standard input stays open. */
 export function startCommand(args: string[], options: CommandOptions = {}): RunningCommand {
-  const [program = '', ...words] = options.command ?? commandLine(...args)
+  const [program = '', ...words] = [
+    ...withEnvironment(options.env),
+    ...(options.command ?? commandLine(...args)),
+  ]
   const { uid } = options
   const child = spawn(program, words, {
-    env: { ...cleanEnvironment(), ...options.env },
     stdio: ['pipe', 'pipe', 'pipe'],
     ...(uid === undefined ? {} : { uid, gid: uid }),
   })

@@ -8,7 +8,7 @@ import { dataPaths, type FolderState, inspectDataFolder } from '../../storage/da
 import { errorCode } from '../../storage/errors.js'
 import { KeyStore } from '../../storage/key-store.js'
 import { RegistryError } from '../oci/errors.js'
-import { openStores } from '../stores.js'
+import { openStores, type Stores } from '../stores.js'
 import { Misuse, Refusal, type SharedValues } from './command.js'
 
 /** What a command works on. */
@@ -31,11 +31,7 @@ export async function withPlace<T>(values: SharedValues, task: (place: Place) =>
   const paths = dataPaths(config.data)
   checkFolder(config.data, paths.database)
   const { audit, flush } = await openAudit(log)
-  const stores = await openStores(config, (error) => {
-    process.stderr.write(`The index of ${config.data} cannot be written: ${error.message}.
-`)
-    process.exit(1)
-  })
+  const stores = await open(config)
   try {
     return await task({ config, access: stores.access, keys: new KeyStore(paths.keys), audit })
   } catch (error) {
@@ -43,6 +39,17 @@ export async function withPlace<T>(values: SharedValues, task: (place: Place) =>
   } finally {
     await stores.close()
     await flush()
+  }
+}
+
+async function open(config: Config): Promise<Stores> {
+  try {
+    return await openStores(config, (error) => {
+      process.stderr.write(`The index of ${config.data} cannot be written: ${error.message}.\n`)
+      process.exit(1)
+    })
+  } catch (error) {
+    throw new Refusal(`The index of ${config.data} cannot be opened (${messageOf(error)}): try again.`)
   }
 }
 
@@ -77,9 +84,8 @@ function stateOf(root: string): FolderState {
   try {
     return inspectDataFolder(root)
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error)
     throw new Refusal(
-      `The index in ${root} cannot be read (${reason}): name the data folder of a Boathouse with --data.`,
+      `The index in ${root} cannot be read (${messageOf(error)}): name the data folder of a Boathouse with --data.`,
     )
   }
 }
@@ -88,8 +94,13 @@ function refusalOf(error: RegistryError, root: string): Refusal {
   if (error.kind === 'STORAGE_FULL') {
     return new Refusal(`There is no room left in ${root}: make some, then try again.`)
   }
-  const cause = error.cause instanceof Error ? error.cause.message : error.message
-  return new Refusal(`The index of ${root} could not be used (${cause}): try again.`)
+  return new Refusal(
+    `The index of ${root} could not be used (${messageOf(error.cause ?? error)}): try again.`,
+  )
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : 'unknown error' // threads end with copies that say nothing
 }
 
 /** The audit log of commands looks like the server's: pino's JSON, `audit` and `user`, here the system's user. */

@@ -10,7 +10,7 @@ import { importUsers } from './user-import.js'
 const usage = `Users: who may log in
 
   boathouse user add NAME [--admin] [--group GROUP]...   make a user; an admin may do everything
-  boathouse user passwd NAME                             give a new password, and end all logins
+  boathouse user passwd NAME                             give a new password; access tokens stay good
   boathouse user disable NAME                            end all logins and let none in, until enabled
   boathouse user enable NAME
   boathouse user admin NAME on|off                       make somebody an admin, or no longer one
@@ -70,7 +70,7 @@ async function passwd(args: readonly string[]): Promise<number> {
     const passwordHash = await hash(await readNewPassword(name))
     if (!(await access.setPassword(name, passwordHash))) throw unknownUser(name)
     audit('password changed', { name })
-    say(`Changed the password of ${name}: tokens that were got with the old one end.`)
+    say(`Changed the password of ${name}: logins with the old one end, access tokens stay good.`)
     return 0
   })
 }

@@ -588,6 +588,14 @@ function testReading(t: Test, newPlace: NewPlace<BlobStore>): void {
     )
     await t.rejects(copy(stuck), Error, 'closed while it holds bytes back')
 
+    // A reply whose connection is gone says so, but never calls back for what it was given.
+    const lost = new Writable()
+    lost.write = () => {
+      setImmediate(() => lost.emit('close'))
+      return false
+    }
+    await t.rejects(copy(lost), { message: /closed/ }, 'closed without a word on what it was given')
+
     const failing = new Writable({ write: (_piece, _encoding, done) => done(new Error('reset')) })
     failing.on('error', silent)
     await t.rejects(copy(failing), Error, 'failing')

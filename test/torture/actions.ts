@@ -36,8 +36,8 @@ export interface Place {
   readonly mountFrom: string
   /** A repository that only somebody else pushes to. */
   readonly foreign: string | undefined
-  /** Takes an upload session that is left open. */
-  readonly keep: (session: Session) => void
+  /** Takes an upload session that is left open, on purpose or by an error. */
+  readonly keep: (session: Session, error?: unknown) => void
 }
 
 /** Does one thing. @throws GivenUp */

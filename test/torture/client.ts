@@ -42,10 +42,17 @@ export class Client {
   readonly #options: ClientOptions
   readonly #surroundings: Surroundings
   #left: Session[] = []
+  /** A session whose last request died: it is taken up again at once. */
+  #interrupted: Session | undefined
 
   constructor(surroundings: Surroundings, options: ClientOptions) {
     this.#surroundings = surroundings
     this.#options = options
+  }
+
+  /** Whether an upload whose connection died waits to be taken up again. */
+  get isInterrupted(): boolean {
+    return this.#interrupted !== undefined
   }
 
   /** Works against the server at this port until it is over. */
@@ -63,24 +70,37 @@ export class Client {
   /** The first steps of a round take up what the last one left. */
   async #step(talk: Talk, random: Random, step: number): Promise<void> {
     try {
-      if (step < 2 || this.#left.length > mostLeft) await this.#goOnWithLeft(talk, random)
-      else await act(talk, random, this.#place(random))
+      const isTime = step < 2 || this.#left.length > mostLeft
+      const left = this.#interrupted ?? (isTime ? this.#left.shift() : undefined)
+      if (left?.ending === 'done') this.#forget(left)
+      else if (left !== undefined) await this.#goOnWith(left, talk, random)
+      else if (!isTime) await act(talk, random, this.#place(random))
     } catch (error) {
       if (!(error instanceof GivenUp)) throw error
       if (error.isLost) await delay(5) // a dead server refuses at once: do not spin
     }
   }
 
-  async #goOnWithLeft(talk: Talk, random: Random): Promise<void> {
-    const session = this.#left.shift()
-    if (session === undefined || isDone(session)) return
+  async #goOnWith(session: Session, talk: Talk, random: Random): Promise<void> {
     try {
-      if (random.chance(0.8)) await resumeUpload(talk, random, session)
+      if (session === this.#interrupted || random.chance(0.8)) await resumeUpload(talk, random, session)
       else await cancelUpload(talk, session)
+      this.#forget(session)
     } catch (error) {
-      if (!isDone(session)) this.#left.push(session)
+      this.#forget(session)
+      this.#keep(session, error)
       throw error
     }
+  }
+
+  #forget(session: Session): void {
+    if (session === this.#interrupted) this.#interrupted = undefined
+  }
+
+  #keep(session: Session, error?: unknown): void {
+    if (session.ending === 'done') return
+    if (error instanceof GivenUp && error.isLost) this.#interrupted = session
+    else this.#left.push(session)
   }
 
   #place(random: Random): Place {
@@ -96,11 +116,7 @@ export class Client {
       layers: shared.layers,
       mountFrom: random.pick(sources) ?? app,
       foreign: other === undefined ? undefined : `${other}/app`,
-      keep: (session) => this.#left.push(session),
+      keep: (session, error) => this.#keep(session, error),
     }
   }
-}
-
-function isDone(session: Session): boolean {
-  return session.ending === 'done'
 }

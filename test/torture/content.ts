@@ -43,7 +43,7 @@ const sizes = {
   large: [131_073, 400_000],
   overBatch: [1_048_570, 1_200_000],
 } as const
-const sizeWeights = { tiny: 560, small: 300, medium: 100, large: 30, overBatch: 10 }
+const sizeWeights = { tiny: 540, small: 300, medium: 100, large: 40, overBatch: 20 }
 
 /** A blob of random bytes. */
 export function makeBlob(random: Random): Blob {

@@ -12,8 +12,8 @@ import { Wire } from './wire.js'
 /** Seconds after which the server expires idle uploads: long enough for a round, short enough to happen. */
 const expireAfter = 60
 
-/** Milliseconds within which a killed worker must be replaced, and workers of a killed primary must be gone. */
-const healingPatience = 10_000
+/** Milliseconds within which what a kill has broken must be whole again. */
+const healingPatience = 15_000
 
 /** Milliseconds that a kill waits for the acknowledgement that it shall follow. */
 const ackPatience = 300
@@ -25,7 +25,7 @@ const absentSample = 150
 const firstStarts = 3
 
 /** How often which processes are killed: all at once, one worker first, or the primary alone. */
-const killWeights = { all: 75, worker: 13, primary: 12 }
+const killWeights = { all: 70, worker: 15, primary: 15 }
 type Kill = keyof typeof killWeights
 
 /** What a run is told. */
@@ -145,9 +145,7 @@ export class Run {
     const random = new Random(this.#options.seed, 'workers', round)
     const isLast = round === this.#options.rounds
     if (isLast) this.#model.sessions.expireAfter = 1000
-    const server = await startServer(this.#serverOptions(random, isLast ? 1 : expireAfter))
-    this.#readyTimes.push(server.readyMs)
-    return server
+    return startServer(this.#serverOptions(random, isLast ? 1 : expireAfter))
   }
 
   #serverOptions(random: Random, expireAfter: number): ServerOptions {
@@ -168,6 +166,8 @@ export class Run {
     server: RunningServer,
   ): Promise<{ readonly next: Promise<RunningServer> | undefined }> {
     this.#mayLose = false
+    // A start beside a dying server waits for it: that is no measure.
+    if (this.#lastCheck !== undefined || round === 1) this.#readyTimes.push(server.readyMs)
     await this.#checkServed(server, random)
     let isOver = false
     const working = this.#clients.map((client) => client.work(round, server.port, () => isOver))
@@ -175,7 +175,8 @@ export class Run {
     this.#kills[kill]++
     await delay(random.int(100, 600))
     if (kill === 'worker') await this.#killWorker(random, server)
-    const { value: next } = await this.#atMoment(random, () => this.#killServer(kill, round, server))
+    const { value: next } = await this.#atMoment(random, () => this.#killServer(kill, random, round, server))
+    next?.catch(() => undefined) // whoever waits for it hears of it
     isOver = true
     await Promise.all(working)
     await this.#waitUntilGone(server)
@@ -202,6 +203,9 @@ export class Run {
       const workers = server.workerIds()
       return workers.length === server.workers && !workers.includes(victim)
     })
+    await this.#heal('an interrupted upload cannot go on', () =>
+      this.#clients.every((client) => !client.isInterrupted),
+    )
   }
 
   async #heal(otherwise: string, isHealed: () => boolean): Promise<void> {
@@ -239,16 +243,32 @@ export class Run {
     this.#onAcknowledged?.(method)
   }
 
-  /** Without its primary the workers must end by themselves; the next server is started at once and waits. */
-  #killServer(kill: Kill, round: number, server: RunningServer): Promise<RunningServer> | undefined {
+  /** @returns the next server, when it was started at once */
+  #killServer(
+    kill: Kill,
+    random: Random,
+    round: number,
+    server: RunningServer,
+  ): Promise<RunningServer> | undefined {
     this.#mayLose = true
     if (kill !== 'primary') {
       server.killAll()
       return undefined
     }
+    if (random.chance(0.5)) freeze(random.pick(server.workerIds()), random.int(1000, 3000))
     server.killPrimary()
-    const next = this.#startAfter(round)
-    next.catch(() => undefined) // whoever waits for it hears of it
+    return this.#startBeside(round, server)
+  }
+
+  /** Without its primary the workers must end by themselves, and the next server must wait for that. */
+  async #startBeside(round: number, last: RunningServer): Promise<RunningServer> {
+    let isGone = false
+    void last.gone.then(() => {
+      isGone = true
+    })
+    const next = await this.#startAfter(round)
+    await delay(20) // news of its end may be on the way
+    if (!isGone) this.#found.push('I9 a server is ready while a worker of the last one still lives')
     return next
   }
 
@@ -297,7 +317,8 @@ export class Run {
     const holders = new Set<string>()
     for (const { id, holder } of index.uploads) {
       if (holder === null) continue
-      if (this.#holders.has(holder)) this.#found.push(`I9 upload ${id} is held by a server that died long ago`)
+      if (this.#holders.has(holder))
+        this.#found.push(`I9 upload ${id} is held by a server that died long ago`)
       holders.add(holder)
     }
     this.#holders = holders
@@ -319,4 +340,17 @@ export class Run {
     const { sessions } = this.#checkFolder(true)
     if (sessions.length > 0) this.#found.push(`I6 ${sessions.length} uploads were not expired`)
   }
+}
+
+/** Stops a process for some milliseconds: what it does next, it does late. */
+function freeze(id: number | undefined, milliseconds: number): void {
+  if (id === undefined) return
+  process.kill(id, 'SIGSTOP')
+  setTimeout(() => {
+    try {
+      process.kill(id, 'SIGCONT')
+    } catch {
+      // it was killed meanwhile
+    }
+  }, milliseconds)
 }

@@ -19,7 +19,7 @@ export interface Destination {
 
 /**
  * Pushes a blob in one of all the ways that clients have.
- * @param keep takes a session that is left open, on purpose or because the connection died
+ * @param keep takes a session that is left open, on purpose or by an error
  * @returns whether the blob is there now
  * @throws GivenUp
  */
@@ -28,7 +28,7 @@ export async function uploadBlob(
   random: Random,
   blob: Blob,
   destination: Destination,
-  keep: (session: Session) => void,
+  keep: (session: Session, error?: unknown) => void,
 ): Promise<boolean> {
   const { repository, mountFrom } = destination
   if (mountFrom !== undefined && (await mountBlob(talk, blob, repository, mountFrom, keep))) return true
@@ -47,7 +47,7 @@ export async function uploadBlob(
     await sendAll(talk, random, session, style)
     return true
   } catch (error) {
-    if (session.ending !== 'done') keep(session)
+    keep(session, error)
     throw error
   }
 }
@@ -157,6 +157,8 @@ async function appendSome(talk: Talk, random: Random, session: Session, from: nu
     if (random.chance(0.1)) await appendWrongly(talk, session, at)
     await append(talk, session, at, to, { ranged: random.chance(0.8), chunked: random.chance(0.2) })
     at = to
+    // Any worker knows where it is.
+    if (random.chance(0.2)) await askOffset(talk, session)
   }
   return at
 }
@@ -240,11 +242,14 @@ async function sendRest(talk: Talk, random: Random, session: Session, from: numb
   await finish(talk, session, length, {})
 }
 
-/** Begins a chunk and leaves in the middle of it, as a client whose line breaks. */
+/**
+ * Begins a chunk and leaves in the middle of it, as a client whose line breaks. The chunk says where it goes: the
+ * server may come to it only after what the client sends next.
+ */
 async function leaveMidway(talk: Talk, random: Random, session: Session): Promise<void> {
   const { length } = session.bytes
   const leaveAfter = random.int(2, length)
-  const request = { ...chunkRequest(session, 0, length, {}), method: 'PATCH', leaveAfter }
+  const request = { ...chunkRequest(session, 0, length, { ranged: true }), method: 'PATCH', leaveAfter }
   if (leaveAfter === length) return
   session.high = leaveAfter
   session.usedAt = Date.now()
