@@ -39,7 +39,10 @@ export class Writer {
   static async start(options: WriterOptions): Promise<Writer> {
     const worker = new Worker(new URL('./sqlite-writer.js', import.meta.url), { workerData: options.path })
     await new Promise<void>((resolve, reject) => {
-      worker.once('message', () => resolve())
+      worker.once('message', (message: 'ready' | WriteReply) => {
+        if (message === 'ready') resolve()
+        else reject(new Error(`the index cannot be used: ${message.ok ? '' : message.message}`))
+      })
       worker.once('error', reject)
     })
     return new Writer(worker, options.onFatal)

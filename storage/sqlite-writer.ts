@@ -1,4 +1,5 @@
-import { parentPort, workerData } from 'node:worker_threads'
+import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
+import type { Database } from 'better-sqlite3'
 import { errorCode } from './errors.js'
 import { openDatabase } from './sqlite-connection.js'
 import { type Operations, prepareOperations, volatileOperations } from './sqlite-operations.js'
@@ -20,7 +21,16 @@ export type WriteReply =
  */
 const port = parentPort
 if (port !== null) {
-  const db = openDatabase(String(workerData), 'writer')
+  try {
+    serve(port, openDatabase(String(workerData), 'writer'))
+    port.postMessage('ready')
+  } catch (error) {
+    port.postMessage(failure(error)) // a SQLite error does not survive the way as it is
+    port.close()
+  }
+}
+
+function serve(port: MessagePort, db: Database): void {
   const operations = prepareOperations(db)
   const begin = db.prepare('BEGIN IMMEDIATE')
   const commit = db.prepare('COMMIT')
@@ -63,14 +73,6 @@ if (port !== null) {
     }
   }
 
-  function failure(error: unknown): WriteReply {
-    return {
-      ok: false,
-      code: errorCode(error),
-      message: error instanceof Error ? error.message : String(error),
-    }
-  }
-
   port.on('message', (requests: readonly WriteRequest[] | 'close') => {
     if (requests === 'close') {
       db.close()
@@ -79,5 +81,12 @@ if (port !== null) {
     }
     port.postMessage(runBatch(requests))
   })
-  port.postMessage('ready')
+}
+
+function failure(error: unknown): WriteReply {
+  return {
+    ok: false,
+    code: errorCode(error),
+    message: error instanceof Error ? error.message : String(error),
+  }
 }

@@ -1,5 +1,8 @@
 import { RegistryError } from '../oci/errors.js'
 
+/** Milliseconds after which somebody who was overtaken again and again is told so: docker waits 15 s in all. */
+const longestWait = 8000
+
 interface Waiting {
   readonly weight: number
   readonly enter: () => void
@@ -41,14 +44,33 @@ export class Turnstile {
   }
 
   #wait(weight: number): Promise<void> {
-    return new Promise((enter, sendAway) => {
+    return new Promise((resolve, reject) => {
+      const leave = () => {
+        const index = this.#waiting.indexOf(waiting)
+        if (index >= 0) this.#waiting.splice(index, 1)
+        waiting.sendAway(tooMany())
+      }
+      const timer = setTimeout(leave, longestWait)
+      const waiting: Waiting = {
+        weight,
+        enter: () => {
+          clearTimeout(timer)
+          resolve()
+        },
+        sendAway: (error) => {
+          clearTimeout(timer)
+          reject(error)
+        },
+      }
       const at = this.#waiting.findIndex((other) => other.weight > weight)
-      this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, { weight, enter, sendAway })
-      if (this.#waiting.length <= this.#waitingRoom) return
-      const tooMany = new RegistryError('TOOMANYREQUESTS', 'too many logins at once: try again in a moment', {
-        retryAfter: 2,
-      })
-      this.#waiting.pop()?.sendAway(tooMany)
+      this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, waiting)
+      if (this.#waiting.length > this.#waitingRoom) this.#waiting.pop()?.sendAway(tooMany())
     })
   }
+}
+
+function tooMany(): RegistryError {
+  return new RegistryError('TOOMANYREQUESTS', 'too many logins at once: try again in a moment', {
+    retryAfter: 2,
+  })
 }
