@@ -276,8 +276,7 @@ t.test(
   'a full disk: refused as such, what was there stays, and it goes on when there is room',
   { skip: cannotMount },
   async (t) => {
-    const disk = join(scratchDir(t), 'disk')
-    mountSmallDisk(t, disk, 16)
+    const disk = mountSmallDisk(t, 16)
     const { blobs } = await newStore(t, join(disk, 'data'))
     const free = () => statfsSync(disk).bavail * statfsSync(disk).bsize
     const old = someBytes(2 * mebibyte, 1)
@@ -408,6 +407,6 @@ function checkOrder(t: Test, trace: Trace, root: string, size: number): void {
 t.test('folders on two filesystems are refused', { skip: cannotMount }, async (t) => {
   const root = join(scratchDir(t), 'data')
   mkdirSync(root)
-  mountSmallDisk(t, join(root, 'uploads'), 1)
+  symlinkSync(mountSmallDisk(t, 1), join(root, 'uploads'))
   await t.rejects(prepareFsBlobStore(root), { message: /one filesystem/ }, 'with a sentence that says so')
 })

@@ -4,12 +4,14 @@ import type { Test } from 'tap'
 export interface Place<Store> {
   /** Opens a store on the place, as a process that starts on it would; several may be open at once. */
   open(): Promise<Store>
+  /** Takes back a store that a test has left open; it is closed where this is not given. */
+  release?(store: Store): Promise<void>
 }
 
 /** Makes a fresh, empty place that lasts as long as the test. */
 export type NewPlace<Store> = (t: Test) => Promise<Place<Store>>
 
-/** A place in a test's hands: what is left open is closed when the test ends. */
+/** A place in a test's hands: what is left open is taken care of when the test ends. */
 export interface OpenPlace<Store> extends Place<Store> {
   close(store: Store): Promise<void>
 }
@@ -22,7 +24,7 @@ export async function openPlace<Store extends { close(): Promise<void> }>(
   const place = await newPlace(t)
   const opened = new Set<Store>()
   t.teardown(async () => {
-    await Promise.all([...opened].map((store) => store.close()))
+    await Promise.all([...opened].map((store) => place.release?.(store) ?? store.close()))
   })
   return {
     async open() {

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -80,29 +80,35 @@ export function startChild(t: Test, command: string, told: unknown, under: reado
 /** Why no small disk can be mounted here; undefined when one can. */
 export function noMounting(): string | undefined {
   if (process.platform !== 'linux' || process.getuid?.() !== 0) return 'only root can mount a small disk'
-  const folder = mkdtempSync(join(tmpdir(), 'boathouse-'))
-  const { status, stderr, error } = mountMemory(folder, 1)
-  if (status === 0) unmount(folder)
-  rmSync(folder, { recursive: true })
-  return status === 0 ? undefined : `a small disk cannot be mounted here: ${error ?? stderr.split('\n')[0]}`
+  const { folder, fault } = mountMemory(1)
+  if (fault === undefined) unmount(folder)
+  return fault
 }
 
-/** Mounts a small filesystem of memory on a folder, which it makes, until the test ends. */
-export function mountSmallDisk(t: Test, folder: string, mebibytes: number): void {
-  mkdirSync(folder)
-  const { status, stderr } = mountMemory(folder, mebibytes)
-  if (status !== 0) throw new Error(`mount failed: ${stderr}`)
+/**
+ * Mounts a small filesystem of memory until the test ends; gives its folder. It lies apart from the test's own
+ * folder: a mount that is left behind by a test that was killed would keep that one from being removed.
+ */
+export function mountSmallDisk(t: Test, mebibytes: number): string {
+  const { folder, fault } = mountMemory(mebibytes)
+  if (fault !== undefined) throw new Error(fault)
   t.teardown(() => unmount(folder))
+  return folder
 }
 
-function mountMemory(folder: string, mebibytes: number) {
+function mountMemory(mebibytes: number): { folder: string; fault: string | undefined } {
+  const folder = mkdtempSync(join(tmpdir(), 'boathouse-disk-'))
   const words = ['-t', 'tmpfs', '-o', `size=${mebibytes}m`, 'tmpfs', folder]
-  return spawnSync('mount', words, { encoding: 'utf8' })
+  const { status, stderr, error } = spawnSync('mount', words, { encoding: 'utf8' })
+  if (status === 0) return { folder, fault: undefined }
+  rmdirSync(folder)
+  return { folder, fault: `a small disk cannot be mounted here: ${error ?? stderr.split('\n')[0]}` }
 }
 
 /** At once, even while a file is open on it. */
 function unmount(folder: string): void {
   spawnSync('umount', ['--lazy', folder])
+  rmdirSync(folder)
 }
 
 /** Why system calls cannot be traced here; undefined when they can. */
