@@ -226,7 +226,8 @@ class FsBlobStore implements BlobStore {
   }
 
   async listUploads(): Promise<string[]> {
-    return readdir(this.#layout.uploads)
+    const entries = await readdir(this.#layout.uploads, { withFileTypes: true })
+    return entries.filter((entry) => !entry.isDirectory()).map((entry) => entry.name)
   }
 
   async open(digest: Digest): Promise<BlobReader | undefined> {
@@ -294,6 +295,9 @@ async function cutOff(path: string, size: number): Promise<void> {
   try {
     await file.truncate(size)
     await file.datasync()
+  } catch (error) {
+    await removeFile(path) // a file whose sync failed is never trusted again
+    throw error
   } finally {
     await file.close()
   }

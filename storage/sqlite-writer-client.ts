@@ -30,6 +30,8 @@ interface Waiting {
 /** This side of the writer thread: queues operations and hands them over in batches. */
 export class Writer {
   readonly #worker: Worker
+  /** Resolves when the thread has ended, be it by itself. */
+  readonly #exited: Promise<void>
   readonly #onFatal: (error: Error) => void
   #queue: Waiting[] = []
   #inFlight: Waiting[] = []
@@ -51,6 +53,7 @@ export class Writer {
   private constructor(worker: Worker, onFatal: (error: Error) => void) {
     this.#worker = worker
     this.#onFatal = onFatal
+    this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()))
     worker.removeAllListeners('error')
     worker.on('message', (replies: readonly WriteReply[]) => this.#settle(replies))
     worker.on('error', (error: Error) => this.#die(error))
@@ -119,8 +122,7 @@ export class Writer {
         this.#idle = resolve
       })
     }
-    const exited = new Promise((resolve) => this.#worker.once('exit', resolve))
     this.#worker.postMessage('close')
-    await exited
+    await this.#exited
   }
 }

@@ -90,12 +90,10 @@ export class UploadService {
     return this.#withTurn(key, async (upload, holder) => {
       const appended = await this.#append(upload, chunk, upload.algorithm)
       if (appended.failure === undefined) checkLength(upload, chunk, appended.size)
-      await this.#metadata.saveProgress(
-        key.id,
-        holder,
-        { offset: appended.size, digest: appended.digest },
-        Date.now(),
-      )
+      const progress = { offset: appended.size, digest: appended.digest }
+      if (!(await this.#metadata.saveProgress(key.id, holder, progress, Date.now()))) {
+        throw new RegistryError('BLOB_UPLOAD_UNKNOWN') // the turn was taken away: nothing may be acknowledged
+      }
       if (appended.failure !== undefined) throw brokenBody(appended.failure)
       return appended.size
     })

@@ -400,7 +400,7 @@ t.test('S29: 2,000 texts that other servers took for code, in every place', asyn
     '*/',
     '0x27',
     "admin'--",
-    '${7*7}',
+    '#{7*7}',
     '{{7*7}}',
     '$where',
     '[$ne]=1',

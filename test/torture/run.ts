@@ -5,7 +5,7 @@ import { checkFolder, checkServed, type FolderCheck, HashedFiles, referrersOf } 
 import { Client, makeSharedContent } from './client.js'
 import { isAbsent, Model } from './model.js'
 import { Random } from './random.js'
-import { type RunningServer, type ServerOptions, startAndKill, startServer } from './server.js'
+import { type RunningServer, type ServerOptions, StartError, startAndKill, startServer } from './server.js'
 import type { Surroundings } from './talk.js'
 import { Wire } from './wire.js'
 
@@ -100,8 +100,9 @@ export class Run {
         starting = (await this.#round(round, random, server)).next
         if (round === this.#options.rounds) await this.#end(await (starting ?? this.#startAfter(round)))
       } catch (error) {
+        if (!(error instanceof StartError)) throw error
         isStarted = false
-        this.#found.push(`I9 ${error instanceof Error ? error.message : error}`)
+        this.#found.push(`I9 ${error.message}`)
       }
       yield this.#finishRound(round)
       if (!isStarted) return

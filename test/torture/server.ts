@@ -24,6 +24,11 @@ process.on('exit', () => {
   for (const child of living) signalGroup(child, 'SIGKILL')
 })
 
+/** A server that did not get ready, with what it said. */
+export class StartError extends Error {
+  override readonly name = 'StartError'
+}
+
 /** A server that runs, and its processes. */
 export interface RunningServer {
   readonly port: number
@@ -44,7 +49,7 @@ export interface RunningServer {
 
 /**
  * Starts a server on a free port and waits until it is ready.
- * @throws Error with what it said when it ends or stays silent
+ * @throws StartError when it ends or stays silent
  */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
   const begin = performance.now()
@@ -73,7 +78,8 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     signalGroup(child, 'SIGKILL')
     await gone
     const said = readFileSync(options.log, 'utf8').slice(-1000)
-    throw new Error(`the server did not start: ${error instanceof Error ? error.message : error}; ${said}`)
+    const reason = error instanceof Error ? error.message : error
+    throw new StartError(`the server did not start: ${reason}; its last words: ${said}`)
   }
 }
 
