@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import type { Config } from '../config/schema.js'
-import type { AccessStore } from '../storage/access-store.js'
+import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { KeyStore, parseSigningKey } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
@@ -56,7 +56,7 @@ async function createRefreshToken(store: AccessStore, account: Account, client: 
   await store.addAccessToken({
     id,
     user: account.name,
-    name: `login ${client.replace(/[^\w.-]/g, '').slice(0, 40)} ${id.slice(0, 8)}`,
+    name: `${refreshTokenPrefix}${client.replace(/[^\w.-]/g, '').slice(0, 40)} ${id.slice(0, 8)}`,
     secretHash,
     scopes: [{ pattern: '**', permissions: ['admin'] }],
     createdAt: now,

@@ -59,6 +59,12 @@ export interface AccessSettings {
 }
 
 /**
+ * Begins the names of access tokens that the token endpoint made as refresh tokens. They stand for a password that
+ * somebody typed, and end with it (protocol TK-35).
+ */
+export const refreshTokenPrefix = 'login '
+
+/**
  * Users, access tokens and grants. Every change raises {@link accessVersion}, by which the servers know that
  * what they remember is old.
  *
@@ -75,7 +81,7 @@ export interface AccessStore {
     user: { readonly name: string; readonly passwordHash: string; readonly isAdmin: boolean },
     now: number,
   ): Promise<boolean>
-  /** Ends what was issued with the old password. False when there is no such user. */
+  /** Ends what was issued with the old password, refresh tokens too. False when there is no such user. */
   setPassword(name: string, passwordHash: string): Promise<boolean>
   /** Stores the same password's hash in another form: nothing that was issued ends. */
   rehashPassword(name: string, oldHash: string, newHash: string): Promise<boolean>

@@ -1,5 +1,11 @@
 import type { Database } from 'better-sqlite3'
-import type { AccessSettings, AccessToken, Grant, Subject } from './access-store.js'
+import {
+  type AccessSettings,
+  type AccessToken,
+  type Grant,
+  refreshTokenPrefix,
+  type Subject,
+} from './access-store.js'
 
 /** A subject's name in the index; the two that stand for everybody have none. */
 export function subjectName(subject: Subject): string {
@@ -18,6 +24,9 @@ function prepareUsers(db: Database) {
      VALUES (?, ?, ?, ?, (SELECT version FROM access_state)) ON CONFLICT (name) DO NOTHING`,
   )
   const setPassword = db.prepare('UPDATE user SET password_hash = ?, epoch = epoch + 1 WHERE name = ?')
+  const removeRefreshTokens = db.prepare(
+    'DELETE FROM access_token WHERE user_id = (SELECT id FROM user WHERE name = ?) AND name GLOB ?',
+  )
   const rehash = db.prepare('UPDATE user SET password_hash = ? WHERE name = ? AND password_hash = ?')
   const setDisabled = db.prepare('UPDATE user SET is_disabled = ?, epoch = epoch + ? WHERE name = ?')
   const setAdmin = db.prepare('UPDATE user SET is_admin = ? WHERE name = ?')
@@ -34,6 +43,7 @@ function prepareUsers(db: Database) {
     },
 
     setPassword(name: string, passwordHash: string): boolean {
+      removeRefreshTokens.run(name, `${refreshTokenPrefix}*`)
       return setPassword.run(passwordHash, name).changes === 1
     },
 
