@@ -56,8 +56,11 @@ ctr_pull_by_digest() {
   run_ctr images pull --plain-http "$REGISTRY/containerd/elsewhere@$list_digest"
 }
 
+# A busy machine may be too slow for containerd's own start of a container: it gets a second try. The image is the same.
 ctr_run() {
-  expect_equal 'what it prints' "$(run_ctr run --rm "$REGISTRY/containerd/elsewhere@$list_digest" one)" 'built for amd64'
+  local image="$REGISTRY/containerd/elsewhere@$list_digest" printed
+  printed=$(run_ctr run --rm "$image" one) || printed=$(run_ctr run --rm "$image" two)
+  expect_equal 'what it prints' "$printed" 'built for amd64'
 }
 
 test_containerd() {
