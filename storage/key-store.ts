@@ -57,8 +57,7 @@ export class KeyStore {
 
   /** Changes whenever a key was added or removed. */
   async state(): Promise<string> {
-    const { mtimeMs } = await stat(this.#directory)
-    return String(mtimeMs)
+    return (await this.#names()).sort().join() // not the folder's time: it stands still for milliseconds
   }
 
   async #names(): Promise<string[]> {

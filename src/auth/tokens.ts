@@ -159,9 +159,11 @@ export class Tokens {
   async #keysFor(token: string): Promise<KeyRing> {
     const ring = await this.#keys()
     if (ring.verifying.has(keyIdOf(token))) return ring
-    const sinceLook = performance.now() - this.#lookedAt
-    if (sinceLook < shortestLook) await delay(shortestLook - sinceLook)
-    if (performance.now() - this.#lookedAt >= shortestLook) this.#lookedAt = Number.NEGATIVE_INFINITY
+    const lookedAt = this.#lookedAt
+    const wait = lookedAt + shortestLook - performance.now()
+    if (wait > 0) await delay(wait)
+    // Whoever looked meanwhile did it for all that wait. A timer may fire a little early: it does not count again.
+    if (this.#lookedAt === lookedAt) this.#lookedAt = Number.NEGATIVE_INFINITY
     return this.#keys()
   }
 
