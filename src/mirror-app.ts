@@ -85,6 +85,8 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
 
 async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirror> {
   const credentials = readCredentials(mirror)
+  const { http, https, exceptions } = config.proxy
+  const idle = mirror.idleTimeout
   const upstream = new HttpUpstream({
     name: mirror.name,
     urls: mirror.urls.map((url) => new URL(url)),
@@ -93,8 +95,8 @@ async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirro
     redirectHosts: mirror.redirects,
     addresses: mirror.addresses,
     ca: mirror.ca === undefined ? undefined : await readFile(mirror.ca, 'utf8'),
-    proxy: config.proxy,
-    timeouts: { connect: mirror.connectTimeout, headers: mirror.idleTimeout, idle: mirror.idleTimeout },
+    proxy: { httpProxy: http, httpsProxy: https, noProxy: exceptions.join(',') },
+    timeouts: { connect: mirror.connectTimeout, headers: idle, idle, answer: 2 * idle },
     maxConnections: mostConnections,
     userAgent: `boathouse/${version}`,
   })
