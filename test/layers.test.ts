@@ -79,6 +79,7 @@ const rooms: readonly Room[] = [
 const packages: Readonly<Record<string, RegExp>> = {
   bcryptjs: /^src\/auth\//,
   'better-sqlite3': /^storage\/(?:sqlite-[a-z-]+|migrations)\.ts$/,
+  croner: /^(?:config|src\/commands)\//,
   fastify: /^src\/(?:http\/[a-z-]+|app)\.ts$/,
   jose: /^src\/auth\//,
   pino: /^src\/(?:http\/server|app|commands\/[a-z-]+)\.ts$/,
