@@ -207,7 +207,8 @@ function once(callback: buildConnector.Callback): (error: Error | null, socket: 
   let isSettled = false
   return (error, socket) => {
     if (isSettled) socket?.destroy()
-    else if (socket !== null) callback(null, socket)
+    // undici leaves the socket out when there is none, whatever its types say.
+    else if (error === null && socket) callback(null, socket)
     else callback(error ?? new Error('no connection'), null)
     isSettled = true
   }
