@@ -1,3 +1,5 @@
+import { setMaxListeners } from 'node:events'
+
 /** Failures in a row after which nothing is asked for a while. */
 const tolerance = 3
 const shortestPause = 1000
@@ -25,6 +27,12 @@ export class Breaker {
   #pause = 0
   #openUntil: number | undefined
   #isProbing = false
+  #closed = endingSignal()
+
+  /** Ends when the breaker opens: for those who were let through before, and still wait for their turn. */
+  get whileClosed(): AbortSignal {
+    return this.#closed.signal
+  }
 
   /** When it may be asked again, in milliseconds since 1970; undefined while it may be asked at any time. */
   get retryAt(): number | undefined {
@@ -75,5 +83,14 @@ export class Breaker {
   #open(): void {
     this.#pause = Math.min(longestPause, Math.max(shortestPause, this.#pause * 2))
     this.#openUntil = steadyNow() + this.#pause
+    const before = this.#closed
+    this.#closed = endingSignal()
+    before.abort()
   }
+}
+
+function endingSignal(): AbortController {
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
+  return controller
 }

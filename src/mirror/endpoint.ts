@@ -49,7 +49,11 @@ export class Endpoint {
   constructor(options: EndpointOptions) {
     this.#options = options
     this.url = options.url
-    this.#auth = new UpstreamAuth({ ...options, exceeded: (headers) => this.limits.exceeded(headers) })
+    this.#auth = new UpstreamAuth({
+      ...options,
+      exceeded: (headers) => this.limits.exceeded(headers),
+      giveUp: () => this.#breaker.whileClosed,
+    })
   }
 
   /** When it is asked again after failures, in milliseconds since 1970; undefined while it is asked. */
@@ -107,25 +111,16 @@ export class Endpoint {
   async #sendAuthorized(request: ApiRequest): Promise<FollowedResponse> {
     const { method, repository, path, headers = {}, kind, signal } = request
     const url = new URL(`${this.url.href.replace(/\/+$/, '')}/v2/${repository}/${path}`)
+    const hop = { method, url, headers, kind, signal, giveUp: this.#breaker.whileClosed }
     const startedAt = steadyNow()
     let pass = await this.#auth.pass(repository)
     for (let tries = 1; ; tries++) {
-      const authorization = pass?.header
-      const response = await this.#options.redirects.follow({
-        method,
-        url,
-        headers,
-        kind,
-        signal,
-        authorization,
-      })
+      const response = await this.#options.redirects.follow({ ...hop, authorization: pass?.header })
       if (response.status !== 401 || response.isForeign || tries === mostTries) return response
-      const next = await this.#auth.answer(repository, response.headers, pass, startedAt).catch((error) => {
-        discard(response)
-        throw error
-      })
-      if (next === undefined) return response
+      // Its connection is given back first: the request for a token needs one, too.
       discard(response)
+      const next = await this.#auth.answer(repository, response.headers, pass, startedAt)
+      if (next === undefined) return response
       pass = next
     }
   }

@@ -1,3 +1,4 @@
+import { errors } from 'undici'
 import { ForbiddenAddressError } from './addresses.js'
 import { UpstreamError, type UpstreamFailure } from './upstream.js'
 
@@ -20,8 +21,6 @@ const reasons: Readonly<Record<string, string>> = {
   EPIPE: 'broke the connection off',
   UND_ERR_SOCKET: 'broke the connection off',
   UND_ERR_RES_CONTENT_LENGTH_MISMATCH: 'sent fewer bytes than it said',
-  HPE_INVALID_EOF_STATE: 'broke the connection off in the middle of its answer',
-  HPE_CLOSED_CONNECTION: 'broke the connection off in the middle of its answer',
   ETIMEDOUT: 'did not answer in time',
   UND_ERR_CONNECT_TIMEOUT: 'did not answer in time',
   UND_ERR_HEADERS_TIMEOUT: 'did not answer in time',
@@ -61,7 +60,11 @@ export function toUpstreamError(upstream: string, host: string, error: unknown):
   if (overrun !== undefined) return say('invalid', overrun)
   const reason = reasons[code]
   if (reason !== undefined) return say('unavailable', reason)
-  if (code.startsWith('HPE_')) return say('invalid', `does not speak HTTP as it should (${code})`)
+  if (error instanceof errors.HTTPParserError) {
+    return error.message.includes('EOF')
+      ? say('unavailable', 'broke the connection off in the middle of its answer')
+      : say('invalid', 'does not speak HTTP as it should')
+  }
   if (code.startsWith('ERR_SSL_')) return say('unavailable', 'does not speak TLS as it should')
   return say('unavailable', `could not be asked${code === '' ? '' : ` (${code})`}`)
 }

@@ -11,12 +11,13 @@ export class Slots {
 
   /**
    * Takes a place, in turn.
-   * @returns what gives it back; more than once does nothing; undefined when too many wait, or `signal` ended it
+   * @returns what gives it back; more than once does nothing; undefined when too many wait, or a signal ended it
    */
-  async take(signal: AbortSignal | undefined): Promise<(() => void) | undefined> {
-    if (signal?.aborted === true) return undefined
+  async take(signals: readonly (AbortSignal | undefined)[]): Promise<(() => void) | undefined> {
+    const ends = signals.filter((signal) => signal !== undefined)
+    if (ends.some(({ aborted }) => aborted)) return undefined
     if (this.#free > 0) this.#free--
-    else if (this.#waiting.size >= this.#mostWaiting || !(await this.#wait(signal))) return undefined
+    else if (this.#waiting.size >= this.#mostWaiting || !(await this.#wait(ends))) return undefined
     let isHeld = true
     return () => {
       if (isHeld) this.#giveBack()
@@ -24,18 +25,17 @@ export class Slots {
     }
   }
 
-  #wait(signal: AbortSignal | undefined): Promise<boolean> {
+  #wait(ends: readonly AbortSignal[]): Promise<boolean> {
     return new Promise((resolve) => {
-      const turn = () => {
-        signal?.removeEventListener('abort', leave)
-        resolve(true)
-      }
-      const leave = () => {
+      const settle = (hasPlace: boolean) => {
         this.#waiting.delete(turn)
-        resolve(false)
+        for (const end of ends) end.removeEventListener('abort', leave)
+        resolve(hasPlace)
       }
+      const turn = () => settle(true)
+      const leave = () => settle(false)
       this.#waiting.add(turn)
-      signal?.addEventListener('abort', leave, { once: true })
+      for (const end of ends) end.addEventListener('abort', leave)
     })
   }
 

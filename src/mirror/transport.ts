@@ -43,6 +43,8 @@ export interface HopRequest {
   /** A small answer has a time limit for all of it; a blob only for its headers. */
   readonly kind: 'small' | 'blob'
   readonly signal?: AbortSignal | undefined
+  /** Ends the wait for a free connection, but nothing after that. */
+  readonly giveUp?: AbortSignal | undefined
 }
 
 /** The answer to one request. Its body must be read or thrown away with {@link discard}. */
@@ -55,6 +57,7 @@ export interface HopResponse {
 
 /** Requests that may wait for a connection, for each connection that there may be. */
 const waitingPerConnection = 50
+const tooMany = 'has too many requests waiting for it'
 /** Redirects carry long signatures; more than this is no registry's header. */
 const mostHeaderBytes = 32 * 1024
 
@@ -114,14 +117,14 @@ export class Transport {
   async #open(hop: HopRequest): Promise<HopResponse> {
     const { connect, headers, answer } = this.#timeouts
     const watch = new Deadline([this.#closing.signal, hop.signal])
-    const giveBack = await this.#slots[hop.kind].take(watch.signal)
+    if (hop.kind === 'small') watch.limit(answer, tooMany)
+    const giveBack = await this.#slots[hop.kind].take([watch.signal, hop.giveUp])
     const end = () => {
       watch.end()
       giveBack?.()
     }
     try {
-      if (giveBack === undefined)
-        throw new ExchangeError('unavailable', 'has too many requests waiting for it')
+      if (giveBack === undefined) throw new ExchangeError('unavailable', tooMany)
       watch.limit(connect + headers, 'did not answer in time')
       const { statusCode, headers: fields, body } = await this.#request(hop, watch.signal)
       body.once('close', end).on('error', ignore)
@@ -207,7 +210,8 @@ function once(callback: buildConnector.Callback): (error: Error | null, socket: 
   let isSettled = false
   return (error, socket) => {
     if (isSettled) socket?.destroy()
-    else if (socket !== null) callback(null, socket)
+    // undici leaves the socket out when there is none, whatever its types say.
+    else if (error === null && socket) callback(null, socket)
     else callback(error ?? new Error('no connection'), null)
     isSettled = true
   }

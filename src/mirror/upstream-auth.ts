@@ -32,6 +32,8 @@ export interface UpstreamAuthOptions {
   readonly transport: Transport
   /** Told of a 429 of the token service. */
   readonly exceeded: (headers: Headers) => number
+  /** Ends the wait for a connection. */
+  readonly giveUp: () => AbortSignal
 }
 
 type BearerChallenge = Extract<Challenge, { scheme: 'bearer' }>
@@ -135,7 +137,7 @@ export class UpstreamAuth {
   }
 
   async #fetch({ realm, service, scope }: BearerChallenge): Promise<Pass> {
-    const { name, transport } = this.#options
+    const { name, transport, giveUp } = this.#options
     const url = this.#realmUrl(realm)
     if (service !== undefined) url.searchParams.set('service', service)
     if (scope !== undefined) url.searchParams.append('scope', scope)
@@ -143,7 +145,7 @@ export class UpstreamAuth {
     const headers: Record<string, string> = { accept: 'application/json' }
     if (credentials !== undefined) headers.authorization = basicHeader(credentials)
     const fetchedAt = steadyNow()
-    const response = await transport.open({ method: 'GET', url, headers, kind: 'small' })
+    const response = await transport.open({ method: 'GET', url, headers, kind: 'small', giveUp: giveUp() })
     try {
       this.#checkStatus(response, credentials !== undefined)
       return passOf(await readSmall(response, mostTokenBytes), fetchedAt)

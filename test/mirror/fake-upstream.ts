@@ -324,8 +324,8 @@ export interface Trap {
   readonly received: () => string
 }
 
-/** Listens on an address, takes everything and answers nothing. */
-export async function startTrap(t: Test, address = '127.0.0.66'): Promise<Trap> {
+/** Listens on an address, takes everything and answers nothing. The port is a free one unless given. */
+export async function startTrap(t: Test, address = '127.0.0.66', wanted = 0): Promise<Trap> {
   const sockets = new Set<Socket>()
   let connections = 0
   let received = ''
@@ -338,7 +338,7 @@ export async function startTrap(t: Test, address = '127.0.0.66'): Promise<Trap> 
         received += bytes.toString('latin1')
       })
   })
-  server.listen(0, address)
+  server.listen(wanted, address)
   await once(server, 'listening')
   t.teardown(async () => {
     for (const socket of sockets) socket.destroy()
