@@ -1,8 +1,7 @@
-import { readFile } from 'node:fs/promises'
 import type { Config } from '../config/schema.js'
 import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
-import { KeyStore, parseSigningKey } from '../storage/key-store.js'
+import { KeyFile, KeyStore } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
 import { type Account, Accounts, type LoginObserver } from './auth/accounts.js'
 import { Passwords } from './auth/passwords.js'
@@ -69,11 +68,14 @@ async function createRefreshToken(store: AccessStore, account: Account, client: 
 function keySource(config: Config): KeySource {
   const store = new KeyStore(dataPaths(config.data).keys)
   const { keyFile } = config.tokens
+  const file = keyFile === undefined ? undefined : new KeyFile(keyFile)
   return {
     async load() {
       const made = (await store.load()).map(({ key }) => key)
-      return keyFile === undefined ? made : [parseSigningKey(await readFile(keyFile, 'utf8')), ...made]
+      return file === undefined ? made : [...(await file.load()), ...made]
     },
-    state: () => store.state(),
+    async state() {
+      return `${await store.state()} ${await file?.state()}`
+    },
   }
 }

@@ -93,6 +93,45 @@ export class KeyStore {
   }
 }
 
+/** Keys that one file was seen to hold and that are kept for verifying after it was replaced. */
+const mostReplaced = 3
+
+/**
+ * The signing key in a file that somebody else looks after, and replaces when he likes. What the file held before is
+ * good for verifying as long as this process runs. While the file is missing or half written, its last key stays.
+ */
+export class KeyFile {
+  readonly #path: string
+  /** Newest first. */
+  #keys: readonly KeyObject[] = []
+
+  constructor(path: string) {
+    this.#path = path
+  }
+
+  /** Newest first. @throws when the file has not held an Ed25519 key since this process began */
+  async load(): Promise<readonly KeyObject[]> {
+    try {
+      const key = parseSigningKey(await readFile(this.#path, 'utf8'))
+      const others = this.#keys.filter((other) => !other.equals(key))
+      this.#keys = [key, ...others].slice(0, 1 + mostReplaced)
+    } catch (error) {
+      if (this.#keys.length === 0) throw error
+    }
+    return this.#keys
+  }
+
+  /** Changes when the file is replaced or written to. */
+  async state(): Promise<string> {
+    try {
+      const { mtimeNs, ctimeNs, ino, size } = await stat(this.#path, { bigint: true })
+      return `${mtimeNs}-${ctimeNs}-${ino}-${size}`
+    } catch (error) {
+      return errorCode(error) ?? 'unknown'
+    }
+  }
+}
+
 /** Reads a PEM text. @throws Error with a sentence when it does not hold an Ed25519 private key */
 export function parseSigningKey(pem: string): KeyObject {
   let key: KeyObject
