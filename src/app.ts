@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
 import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
+import type { KeyFileObserver } from '../storage/key-store.js'
 import { openAccess } from './auth/access.js'
 import type { LoginObserver } from './auth/accounts.js'
 import { redactTokens } from './auth/redact.js'
@@ -67,7 +68,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     const event = isRight ? 'login' : 'login refused'
     options.logger.info({ audit: event, user: redactTokens(user.slice(0, 128)), remote }, event)
   }
-  const access = await createAccess(config, stores, { audit, onLogin })
+  const onKeyChange: KeyFileObserver = (trouble) => {
+    if (trouble === undefined) options.logger.info('took up the new signing key')
+    else options.logger.error({ err: trouble }, 'the new signing key cannot be used: the old one stays')
+  }
+  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange })
   const idleTimeout = config.timeouts.idle
   let isDraining = false
 
@@ -109,7 +114,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
 }
 
 /** Who may do what, by the setting `auth`. What logins need is loaded only where there are any. */
-async function createAccess(config: Config, stores: Stores, log: { audit: Audit; onLogin: LoginObserver }) {
+async function createAccess(
+  config: Config,
+  stores: Stores,
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+) {
   if (authMode(config) === 'token') {
     const { createTokenAccess } = await import('./token-app.js')
     return createTokenAccess(config, stores.access, log)

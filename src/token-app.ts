@@ -1,7 +1,7 @@
 import type { Config } from '../config/schema.js'
 import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
-import { KeyFile, KeyStore } from '../storage/key-store.js'
+import { KeyFile, type KeyFileObserver, KeyStore } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
 import { type Account, Accounts, type LoginObserver } from './auth/accounts.js'
 import { Passwords } from './auth/passwords.js'
@@ -18,15 +18,16 @@ const useInterval = 60_000
 const refreshDays = 90
 
 /** Composes users, tokens and grants: what `auth: token` means. */
-export function createTokenAccess(
+export async function createTokenAccess(
   config: Config,
   store: AccessStore,
-  log: { audit: Audit; onLogin: LoginObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
 ) {
   const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
   const passwords = new Passwords()
   const accounts = new Accounts(store, passwords, new Throttle(), log.onLogin)
-  const tokens = new Tokens(keySource(config), service, config.tokens.expireAfter / 1000)
+  const tokens = new Tokens(keySource(config, log.onKeyChange), service, config.tokens.expireAfter / 1000)
+  await tokens.prepare().catch(() => undefined) // whoever asks for a token is told
   const timer = setInterval(() => void accounts.flushUses(Date.now()).catch(() => undefined), useInterval)
   return {
     policy: new TokenAccess(accounts, tokens),
@@ -65,10 +66,10 @@ async function createRefreshToken(store: AccessStore, account: Account, client: 
 }
 
 /** The configured key signs, where there is one; those of the data folder verify what they signed before. */
-function keySource(config: Config): KeySource {
+function keySource(config: Config, onChange: KeyFileObserver): KeySource {
   const store = new KeyStore(dataPaths(config.data).keys)
   const { keyFile } = config.tokens
-  const file = keyFile === undefined ? undefined : new KeyFile(keyFile)
+  const file = keyFile === undefined ? undefined : new KeyFile(keyFile, onChange)
   return {
     async load() {
       const made = (await store.load()).map(({ key }) => key)

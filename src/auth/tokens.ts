@@ -97,6 +97,11 @@ export class Tokens {
     return this.#service
   }
 
+  /** Reads the keys before anybody asks: one that is replaced in a moment must be known to have been there. */
+  async prepare(): Promise<void> {
+    await this.#keys()
+  }
+
   async issue(claims: Omit<Claims, 'expiresAt'>): Promise<string> {
     const { signing } = await this.#keys()
     const now = Math.floor(Date.now() / 1000)
