@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
 import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
+import type { KeyFileObserver } from '../storage/key-store.js'
 import { openAccess } from './auth/access.js'
 import type { LoginObserver } from './auth/accounts.js'
 import { redactTokens } from './auth/redact.js'
@@ -80,7 +81,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     const event = isRight ? 'login' : 'login refused'
     options.logger.info({ audit: event, user: redactTokens(user.slice(0, 128)), remote }, event)
   }
-  const access = await createAccess(config, stores, { audit, onLogin }, mirror)
+  const onKeyChange: KeyFileObserver = (trouble) => {
+    if (trouble === undefined) options.logger.info('took up the new signing key')
+    else options.logger.error({ err: trouble }, 'the new signing key cannot be used: the old one stays')
+  }
+  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange }, mirror)
   const idleTimeout = config.timeouts.idle
   let isDraining = false
 
@@ -134,7 +139,7 @@ async function createBehind(config: Config, options: MirrorAppOptions) {
 async function createAccess(
   config: Config,
   stores: Stores,
-  log: { audit: Audit; onLogin: LoginObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
   mirror: Behind | undefined,
 ) {
   if (authMode(config) === 'token') {

@@ -1,8 +1,7 @@
-import { readFile } from 'node:fs/promises'
 import type { Config } from '../config/schema.js'
 import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
-import { KeyStore, parseSigningKey } from '../storage/key-store.js'
+import { KeyFile, type KeyFileObserver, KeyStore } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
 import { type Account, Accounts, type LoginObserver } from './auth/accounts.js'
 import type { RuleFilter } from './auth/grants.js'
@@ -28,10 +27,10 @@ export interface Behind {
 }
 
 /** Composes users, tokens and grants: what `auth: token` means. */
-export function createTokenAccess(
+export async function createTokenAccess(
   config: Config,
   store: AccessStore,
-  log: { audit: Audit; onLogin: LoginObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
   behind: Behind | undefined,
 ) {
   const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
@@ -42,7 +41,8 @@ export function createTokenAccess(
     onLogin: log.onLogin,
     anonymousRule: behind?.anonymousRule,
   })
-  const tokens = new Tokens(keySource(config), service, config.tokens.expireAfter / 1000)
+  const tokens = new Tokens(keySource(config, log.onKeyChange), service, config.tokens.expireAfter / 1000)
+  await tokens.prepare().catch(() => undefined) // whoever asks for a token is told
   const timer = setInterval(() => void accounts.flushUses(Date.now()).catch(() => undefined), useInterval)
   return {
     policy: new TokenAccess(accounts, tokens),
@@ -82,14 +82,17 @@ async function createRefreshToken(store: AccessStore, account: Account, client: 
 }
 
 /** The configured key signs, where there is one; those of the data folder verify what they signed before. */
-function keySource(config: Config): KeySource {
+function keySource(config: Config, onChange: KeyFileObserver): KeySource {
   const store = new KeyStore(dataPaths(config.data).keys)
   const { keyFile } = config.tokens
+  const file = keyFile === undefined ? undefined : new KeyFile(keyFile, onChange)
   return {
     async load() {
       const made = (await store.load()).map(({ key }) => key)
-      return keyFile === undefined ? made : [parseSigningKey(await readFile(keyFile, 'utf8')), ...made]
+      return file === undefined ? made : [...(await file.load()), ...made]
     },
-    state: () => store.state(),
+    async state() {
+      return `${await store.state()} ${await file?.state()}`
+    },
   }
 }
