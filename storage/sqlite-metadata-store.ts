@@ -19,7 +19,7 @@ import type {
 import { migrate, refuseNewerSchema } from './migrations.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { openDatabase } from './sqlite-connection.js'
-import { toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
+import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
 /**

@@ -1,0 +1,56 @@
+import type { Database } from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName } from '../src/oci/reference.js'
+
+/** Blobs and the rights to them. */
+export function prepareBlobs(db: Database) {
+  const repositoryId = prepareRepositoryId(db)
+  const insert = db.prepare(
+    'INSERT INTO blob (digest, size, created_at) VALUES (?, ?, ?) ON CONFLICT (digest) DO NOTHING',
+  )
+  const find = db.prepare<[string], number>('SELECT id FROM blob WHERE digest = ?').pluck()
+  const link = db.prepare(
+    `INSERT INTO blob_link (repository_id, blob_id, linked_at) VALUES (?, ?, ?)
+     ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at`,
+  )
+  const findLink = db.prepare<[string, string], { repository: number; blob: number }>(
+    `SELECT r.id AS repository, b.id AS blob FROM blob_link l
+       JOIN repository r ON r.id = l.repository_id JOIN blob b ON b.id = l.blob_id
+       WHERE r.name = ? AND b.digest = ?`,
+  )
+  const used = db
+    .prepare('SELECT 1 FROM manifest_child WHERE repository_id = ? AND digest = ? LIMIT 1')
+    .pluck()
+  const unlink = db.prepare('DELETE FROM blob_link WHERE repository_id = ? AND blob_id = ?')
+
+  return {
+    add(repository: RepositoryName, blob: { digest: Digest; size: number }, now: number): void {
+      insert.run(blob.digest, blob.size, now)
+      link.run(repositoryId(repository, now), find.get(blob.digest), now)
+    },
+
+    mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): boolean {
+      const source = findLink.get(from, digest)
+      if (source === undefined) return false
+      link.run(repositoryId(repository, now), source.blob, now)
+      return true
+    },
+
+    unlinkBlob(repository: RepositoryName, digest: Digest): 'unlinked' | 'unknown' | 'in-use' {
+      const row = findLink.get(repository, digest)
+      if (row === undefined) return 'unknown'
+      if (used.get(row.repository, digest) !== undefined) return 'in-use'
+      unlink.run(row.repository, row.blob)
+      return 'unlinked'
+    },
+  }
+}
+
+/** The id of a repository, which comes into being with the first thing that is stored in it. */
+export function prepareRepositoryId(db: Database) {
+  const find = db.prepare<[string], number>('SELECT id FROM repository WHERE name = ?').pluck()
+  const insert = db.prepare('INSERT INTO repository (name, created_at) VALUES (?, ?)')
+  return function repositoryId(name: RepositoryName, now: number): number {
+    return find.get(name) ?? Number(insert.run(name, now).lastInsertRowid)
+  }
+}
