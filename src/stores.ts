@@ -1,6 +1,7 @@
 import type { Config } from '../config/schema.js'
 import type { AccessStore } from '../storage/access-store.js'
 import type { BlobStore } from '../storage/blob-store.js'
+import type { CollectionStore } from '../storage/collection-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
@@ -12,17 +13,20 @@ export interface Stores {
   readonly blobs: BlobStore
   readonly metadata: MetadataStore
   readonly access: AccessStore
+  readonly collection: CollectionStore
   close(): Promise<void>
 }
 
 /** Opens the stores of a data folder that takeDataFolder has prepared. The drivers are named here alone. */
 export async function openStores(config: Config, onFatal: (error: Error) => void): Promise<Stores> {
-  const { metadata, access } = await openSqliteStores({ path: dataPaths(config.data).database, onFatal })
+  const path = dataPaths(config.data).database
+  const { metadata, access, collection } = await openSqliteStores({ path, onFatal })
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
     metadata,
     access,
+    collection,
     async close() {
       await blobs.close()
       await metadata.close()

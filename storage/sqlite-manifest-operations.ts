@@ -3,23 +3,21 @@ import type { Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import { matchesTag } from '../src/oci/tag-pattern.js'
-import type { Condition, DeleteResult, NewManifest, PutManifestResult } from './metadata-store.js'
+import type { Condition, DeleteResult, NewManifest, Pull, PutManifestResult } from './metadata-store.js'
 import { prepareRepositoryId } from './sqlite-blob-operations.js'
 
 /** Manifests and tags. */
 export function prepareManifests(db: Database) {
   const repositoryId = prepareRepositoryId(db)
-  const insert = db
-    .prepare<unknown[], number>(
-      `INSERT INTO manifest
+  const insert = db.prepare<unknown[], { id: number; createdAt: number }>(
+    `INSERT INTO manifest
          (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (repository_id, digest) DO UPDATE SET
          media_type = excluded.media_type, subject = excluded.subject,
          artifact_type = excluded.artifact_type, annotations = excluded.annotations
-       RETURNING id`,
-    )
-    .pluck()
+       RETURNING id, created_at AS createdAt`,
+  )
   const insertChild = db.prepare(
     `INSERT INTO manifest_child (repository_id, digest, manifest_id, role) VALUES (?, ?, ?, ?)
      ON CONFLICT DO NOTHING`,
@@ -29,8 +27,31 @@ export function prepareManifests(db: Database) {
      ON CONFLICT (repository_id, name)
      DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at`,
   )
-  const deleteTag = db.prepare(
-    'DELETE FROM tag WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?',
+  const tagTarget = db
+    .prepare<[number, string], number>('SELECT manifest_id FROM tag WHERE repository_id = ? AND name = ?')
+    .pluck()
+  const deleteTag = db
+    .prepare<[string, string], number>(
+      `DELETE FROM tag WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?
+       RETURNING manifest_id`,
+    )
+    .pluck()
+  const findId = db
+    .prepare<[string, string], number>(
+      'SELECT m.id FROM manifest m JOIN repository r ON r.id = m.repository_id WHERE r.name = ? AND m.digest = ?',
+    )
+    .pluck()
+  const lease = db.prepare(
+    `INSERT INTO manifest_use (manifest_id, leased_at) VALUES (?, ?)
+     ON CONFLICT (manifest_id) DO UPDATE SET leased_at = max(coalesce(leased_at, 0), excluded.leased_at)`,
+  )
+  const notePull = db.prepare(
+    `INSERT INTO manifest_use (manifest_id, pulled_at) VALUES (?, ?)
+     ON CONFLICT (manifest_id) DO UPDATE SET pulled_at = max(coalesce(pulled_at, 0), excluded.pulled_at)`,
+  )
+  const noteTagPull = db.prepare(
+    `UPDATE tag SET pulled_at = max(coalesce(pulled_at, 0), ?)
+     WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?`,
   )
   const deleteManifest = db.prepare(
     'DELETE FROM manifest WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND digest = ?',
@@ -70,6 +91,13 @@ export function prepareManifests(db: Database) {
     return tag === undefined ? present.get(repository, manifest.digest) : tagged.get(repository, tag)
   }
 
+  /** What a tag pointed at until now has a while left, as what was just pushed. */
+  function moveTag(repository: number, tag: Tag, manifest: number, now: number): void {
+    const before = tagTarget.get(repository, tag)
+    if (before !== undefined && before !== manifest) lease.run(before, now)
+    setTag.run(repository, tag, manifest, now)
+  }
+
   return {
     putManifest(manifest: NewManifest): PutManifestResult {
       const { digest, now } = manifest
@@ -84,7 +112,7 @@ export function prepareManifests(db: Database) {
       if (moved !== undefined) return { outcome: 'immutable', tag: moved }
       const refusal = checkChildren(repository, manifest)
       if (refusal !== undefined) return refusal
-      const id = insert.get(
+      const stored = insert.get(
         repository,
         digest,
         manifest.mediaType,
@@ -97,16 +125,38 @@ export function prepareManifests(db: Database) {
         now,
         manifest.bytes,
       )
+      if (stored === undefined) throw new Error('a manifest that was put has no row')
+      const { id } = stored
+      if (stored.createdAt !== now) lease.run(id, now)
       for (const child of manifest.children) insertChild.run(repository, child.digest, id, child.role)
-      for (const tag of manifest.tags) setTag.run(repository, tag, id, now)
+      for (const tag of manifest.tags) moveTag(repository, tag, id, now)
       return { outcome: 'stored' }
     },
 
-    deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[]): DeleteResult {
+    renewManifest(repository: RepositoryName, digest: Digest, now: number): boolean {
+      const id = findId.get(repository, digest)
+      if (id === undefined) return false
+      lease.run(id, now)
+      return true
+    },
+
+    /** What has gone meanwhile is left out. */
+    recordPulls(pulls: readonly Pull[]): void {
+      for (const { repository, digest, tag, at } of pulls) {
+        const id = findId.get(repository, digest)
+        if (id !== undefined) notePull.run(id, at)
+        if (tag !== undefined) noteTagPull.run(at, repository, tag)
+      }
+    },
+
+    deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[], now: number): DeleteResult {
       if (isImmutable(tag, immutable) && hasTag.get(repository, tag) !== undefined) {
         return { outcome: 'immutable', tag }
       }
-      return { outcome: deleteTag.run(repository, tag).changes === 1 ? 'deleted' : 'unknown' }
+      const manifest = deleteTag.get(repository, tag)
+      if (manifest === undefined) return { outcome: 'unknown' }
+      lease.run(manifest, now) // who deletes a tag may want it back
+      return { outcome: 'deleted' }
     },
 
     /** The tags and the edges go with it by their foreign keys. */

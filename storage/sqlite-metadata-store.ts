@@ -3,6 +3,7 @@ import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
+import type { CollectionStore } from './collection-store.js'
 import { errorCode, toStorageError } from './errors.js'
 import type {
   DeleteResult,
@@ -14,10 +15,12 @@ import type {
   Referrer,
   StoredManifest,
   Totals,
+  TurnResult,
   Upload,
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
+import { lockCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase } from './sqlite-connection.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
@@ -55,10 +58,11 @@ export function readSchemaVersion(path: string): number | undefined {
   }
 }
 
-/** The two ports that one database serves. Closing the first closes both. */
+/** The ports that one database serves. Closing the first closes them all. */
 export interface SqliteStores {
   readonly metadata: MetadataStore
   readonly access: AccessStore
+  readonly collection: CollectionStore
 }
 
 /**
@@ -71,6 +75,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
   return {
     metadata: new SqliteMetadataStore(options.path, db, writer),
     access: new SqliteAccessStore(db, writer),
+    collection: new SqliteCollectionStore(options.path, db, writer),
   }
 }
 
@@ -93,6 +98,17 @@ function prepareQueries(db: Database.Database) {
       .prepare<[string, string], number>(
         `SELECT b.size FROM repository r JOIN blob_link l ON l.repository_id = r.id
          JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+      )
+      .pluck(),
+    blobLease: db.prepare<[string, string], { size: number; leasedAt: number }>(
+      `SELECT b.size, l.linked_at AS leasedAt FROM repository r JOIN blob_link l ON l.repository_id = r.id
+       JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+    ),
+    manifestLease: db
+      .prepare<[string, string], number>(
+        `SELECT max(m.created_at, coalesce(u.leased_at, 0)) FROM repository r
+         JOIN manifest m ON m.repository_id = r.id LEFT JOIN manifest_use u ON u.manifest_id = m.id
+         WHERE r.name = ? AND m.digest = ?`,
       )
       .pluck(),
     blobRepositories: db
@@ -176,6 +192,17 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => queries.blobSize.get(repository, digest))
   }
 
+  async leaseBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<number | undefined> {
+    const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
+    if (row === undefined || row.leasedAt >= now - slack) return row?.size
+    return this.#writer.run('renewBlob', repository, digest, now)
+  }
+
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]> {
     return this.#read((queries) => queries.blobRepositories.all(digest, limit))
   }
@@ -199,8 +226,21 @@ class SqliteMetadataStore implements MetadataStore {
     })
   }
 
-  takeTurn(...args: Parameters<MetadataStore['takeTurn']>): ReturnType<MetadataStore['takeTurn']> {
-    return this.#writer.run('takeTurn', ...args)
+  async takeTurn(id: string, holder: string, finishing?: Digest): Promise<TurnResult> {
+    const taken = await this.#writer.run('takeTurn', id, holder, finishing)
+    if (taken === 'condemned') await this.#releaseCondemned()
+    return taken
+  }
+
+  /** A collector that died leaves blobs condemned: whoever asks next shall find them free. */
+  async #releaseCondemned(): Promise<void> {
+    const lock = lockCollector(this.#path)
+    if (lock === undefined) return
+    try {
+      await this.#writer.run('releaseCondemned')
+    } finally {
+      lock.release()
+    }
   }
 
   saveProgress(...args: Parameters<MetadataStore['saveProgress']>): Promise<boolean> {
@@ -245,6 +285,21 @@ class SqliteMetadataStore implements MetadataStore {
         ? queries.headByTag.get(repository, reference.tag)
         : queries.headByDigest.get(repository, reference.digest),
     )
+  }
+
+  async leaseManifest(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<boolean> {
+    const leasedAt = await this.#read((queries) => queries.manifestLease.get(repository, digest))
+    if (leasedAt === undefined || leasedAt >= now - slack) return leasedAt !== undefined
+    return this.#writer.run('renewManifest', repository, digest, now)
+  }
+
+  recordPulls(...args: Parameters<MetadataStore['recordPulls']>): Promise<void> {
+    return this.#writer.run('recordPulls', ...args)
   }
 
   putManifest(manifest: NewManifest): Promise<PutManifestResult> {

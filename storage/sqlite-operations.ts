@@ -2,6 +2,7 @@ import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs } from './sqlite-blob-operations.js'
+import { prepareCollection } from './sqlite-collection-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
 import { prepareUploads } from './sqlite-upload-operations.js'
 
@@ -21,6 +22,15 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseTurn',
   'releaseTurns',
   'removeUpload',
+  'renewBlob',
+  'renewManifest',
+  'recordPulls',
+  // What is removed from the index without any bytes: a collection that lost it does it again. The condemning,
+  // after which bytes go, is synced, and the log with it.
+  'removeManifests',
+  'removeLinks',
+  'forgetBlobs',
+  'releaseCondemned',
   'touchAccessTokens',
 ])
 
@@ -34,6 +44,7 @@ export function prepareOperations(db: Database) {
     ...blobs,
     ...manifests,
     ...prepareAccessOperations(db),
+    ...prepareCollection(db),
 
     finishUpload(
       id: string,
@@ -41,9 +52,9 @@ export function prepareOperations(db: Database) {
       blob: { readonly digest: Digest; readonly size: number },
       now: number,
     ): boolean {
-      const repository = uploads.end(id, holder)
-      if (repository === undefined) return false
-      blobs.add(repository, blob, now)
+      const repository = uploads.repositoryOf(id, holder)
+      if (repository === undefined || !blobs.add(repository, blob, now)) return false
+      uploads.removeUpload(id, holder)
       return true
     },
 

@@ -1,7 +1,7 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
-import type { Upload } from './metadata-store.js'
+import type { TurnResult, Upload } from './metadata-store.js'
 
 /** A row of `upload` as the driver reads it. */
 export interface UploadRow {
@@ -28,21 +28,22 @@ export function prepareUploads(db: Database) {
      VALUES (?, ?, ?, ?, 0, ?, ?)`,
   )
   const exists = db.prepare('SELECT 1 FROM upload WHERE id = ?').pluck()
-  const take = db.prepare<[string, string], UploadRow>(
-    `UPDATE upload SET holder = ? WHERE id = ? AND holder IS NULL RETURNING ${uploadColumns}`,
+  const take = db.prepare<[string, string | null, string], UploadRow>(
+    `UPDATE upload SET holder = ?, finishing = ? WHERE id = ? AND holder IS NULL RETURNING ${uploadColumns}`,
   )
+  const isGoing = db
+    .prepare("SELECT 1 FROM blob WHERE digest = ? AND state = 'condemned' AND holder IS NOT NULL")
+    .pluck()
   const save = db.prepare(
-    'UPDATE upload SET offset = ?, digest = ?, used_at = ?, holder = NULL WHERE id = ? AND holder = ?',
+    'UPDATE upload SET offset = ?, digest = ?, used_at = ?, holder = NULL, finishing = NULL WHERE id = ? AND holder = ?',
   )
-  const release = db.prepare('UPDATE upload SET holder = NULL WHERE id = ? AND holder = ?')
+  const release = db.prepare('UPDATE upload SET holder = NULL, finishing = NULL WHERE id = ? AND holder = ?')
   const releaseAll = db.prepare(
-    'UPDATE upload SET holder = NULL WHERE holder >= ? AND substr(holder, 1, length(?)) = ?',
+    'UPDATE upload SET holder = NULL, finishing = NULL WHERE holder >= ? AND substr(holder, 1, length(?)) = ?',
   )
   const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
-  const end = db
-    .prepare<[string, string], RepositoryName>(
-      'DELETE FROM upload WHERE id = ? AND holder = ? RETURNING repository',
-    )
+  const repositoryOf = db
+    .prepare<[string, string], RepositoryName>('SELECT repository FROM upload WHERE id = ? AND holder = ?')
     .pluck()
   const expire = db
     .prepare<[number, number], string>(
@@ -63,8 +64,10 @@ export function prepareUploads(db: Database) {
       return true
     },
 
-    takeTurn(id: string, holder: string): Upload | 'busy' | 'unknown' {
-      const row = take.get(holder, id)
+    /** With a digest: the condemning of that blob and this exclude each other, whichever comes first. */
+    takeTurn(id: string, holder: string, finishing: Digest | undefined): TurnResult {
+      if (finishing !== undefined && isGoing.get(finishing) !== undefined) return 'condemned'
+      const row = take.get(holder, finishing ?? null, id)
       if (row !== undefined) return toUpload(row)
       return exists.get(id) === undefined ? 'unknown' : 'busy'
     },
@@ -94,8 +97,9 @@ export function prepareUploads(db: Database) {
       return expire.all(before, limit)
     },
 
-    end(id: string, holder: string): RepositoryName | undefined {
-      return end.get(id, holder)
+    /** The repository of an upload whose turn this holder has. */
+    repositoryOf(id: string, holder: string): RepositoryName | undefined {
+      return repositoryOf.get(id, holder)
     },
   }
 }

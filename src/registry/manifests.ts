@@ -125,7 +125,7 @@ export class ManifestService {
   /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable */
   async deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
-    const result = await this.#metadata.deleteTag(repository, tag, immutable)
+    const result = await this.#metadata.deleteTag(repository, tag, immutable, Date.now())
     if (result.outcome === 'immutable') throw immutableTag(result.tag)
     if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'tag', tag })
   }

@@ -181,7 +181,7 @@ async function durable({ path }: { path: string }): Promise<void> {
     mountBlob: () => metadata.mountBlob(other, digest, repository, 1),
     unlinkBlob: () => metadata.unlinkBlob(other, digest),
     putManifest: () => metadata.putManifest(emptyManifest(digest)),
-    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), []),
+    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), [], 1),
     deleteManifest: () => metadata.deleteManifest(repository, digest, []),
     startAnother: () => metadata.startUpload(upload, 10, 1),
     expireUploads: () => metadata.expireUploads(2, 10),

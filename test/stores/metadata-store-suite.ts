@@ -87,7 +87,7 @@ async function deleteTag(
   tag: string,
   immutable: string[] = [],
 ): Promise<string> {
-  return told(await store.deleteTag(repository, parseTag(tag), immutable))
+  return told(await store.deleteTag(repository, parseTag(tag), immutable, now))
 }
 
 /** Deletes a manifest; says the same. */
