@@ -21,6 +21,7 @@ import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
 import { ManifestService } from './registry/manifests.js'
+import { PullLog } from './registry/pulls.js'
 import { createUploads, openStores, type Stores } from './stores.js'
 
 /** Metrics in the Prometheus text format. */
@@ -50,12 +51,15 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const { metadata } = stores
   const parser = new ManifestParser()
   const sparse = config.manifests.sparse.map(parseRepositoryPattern)
-  const blobs = new BlobService(stores)
+  const blobs = new BlobService(stores, config.gc)
   const uploads = createUploads(config, stores, options.processName)
   const immutable = config.tags.immutable.map(parseTagPattern)
+  const pulls = new PullLog(metadata)
   const manifests = new ManifestService(metadata, {
     immutableTags: (name) => tagPatternsFor(immutable, name),
     isSparse: (name) => sparse.some((pattern) => matchesRepository(pattern, name)),
+    untagged: config.gc.untagged,
+    pulls,
     parse: parser.parse,
   })
   const metrics = new Metrics(() => metadata.totals())
@@ -103,6 +107,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       await server.close()
       await access.close()
       await parser.close()
+      await pulls.close()
       await stores.close()
     },
   }

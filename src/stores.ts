@@ -6,6 +6,7 @@ import { dataPaths } from '../storage/data-folder.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
+import { GarbageCollector } from './registry/gc.js'
 import { UploadService } from './registry/uploads.js'
 
 /** The stores. */
@@ -36,5 +37,14 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
 
 /** The uploads of one process. */
 export function createUploads(config: Config, stores: Stores, processName: string): UploadService {
-  return new UploadService(stores, { holder: `${processName}:`, ...config.uploads })
+  return new UploadService(stores, {
+    holder: `${processName}:`,
+    ...config.uploads,
+    grace: config.gc.grace,
+  })
+}
+
+/** The garbage collector of one process. */
+export function createCollector(config: Config, stores: Stores, processName: string): GarbageCollector {
+  return new GarbageCollector(stores, { holder: `${processName}:`, ...config.gc })
 }

@@ -44,6 +44,16 @@ export interface CondemnedBlob {
   readonly size: number
 }
 
+/** What one collection has freed. */
+export interface CollectionSums {
+  readonly blobs: number
+  readonly bytes: number
+  /** When it ended, milliseconds since 1970. */
+  readonly endedAt: number
+  /** How long it took. */
+  readonly milliseconds: number
+}
+
 /** Why one repository keeps a blob. */
 export interface LinkFacts {
   readonly repository: RepositoryName
@@ -92,7 +102,10 @@ export interface CollectionStore {
    * are dead now. False while another one is at work, in whatever process. It ends with the process.
    */
   startCollection(): Promise<boolean>
-  endCollection(): Promise<void>
+  /** Lets others collect, and adds what was done to the sums. */
+  endCollection(done: CollectionSums | undefined): Promise<void>
+  /** When the index came into being: files that are older belong to another one. */
+  indexMadeAt(): Promise<number>
 
   /** Manifests without a tag on which nobody relied since: by their own row, whatever leads to them. */
   listIdleManifests(after: number, before: number, limit: number): Promise<CandidatePage<number, number>>

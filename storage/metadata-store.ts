@@ -106,6 +106,13 @@ export interface Totals {
   readonly openUploads: number
   /** Bytes of the metadata on disk. */
   readonly metadataBytes: number
+  /** Collections that have ended, and what they have removed together. */
+  readonly collections: number
+  readonly collectedBlobs: number
+  readonly collectedBytes: number
+  /** When the last one ended (seconds since 1970) and how many seconds it took; 0 when there was none. */
+  readonly collectedAt: number
+  readonly collectionSeconds: number
 }
 
 /**

@@ -187,6 +187,19 @@ const migrations: readonly Migration[] = [
         leased_at INTEGER,
         pulled_at INTEGER
       ) STRICT;
+
+      CREATE TABLE collection (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        index_made_at INTEGER NOT NULL,
+        ended INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        ended_at INTEGER,
+        milliseconds INTEGER
+      ) STRICT;
+      INSERT INTO collection
+        SELECT 1, coalesce(min(created_at), CAST(unixepoch('subsec') * 1000 AS INTEGER)), 0, 0, 0, NULL, NULL
+        FROM repository;
     `,
   },
 ]

@@ -1,7 +1,7 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
-import type { CondemnedBlob, LinkKey, RemovedLink, RemovedManifest, StepResult } from './collection-store.js'
+import type { CollectionSums, CondemnedBlob, LinkKey, RemovedLink, RemovedManifest, StepResult } from './collection-store.js'
 
 /** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
 const longestStep = 8
@@ -131,6 +131,9 @@ function prepareBytes(db: Database) {
          AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = blob.digest) LIMIT ?
      ) RETURNING digest, size`,
   )
+  const record = db.prepare(
+    'UPDATE collection SET ended = ended + 1, blobs = blobs + ?, bytes = bytes + ?, ended_at = ?, milliseconds = ?',
+  )
   const forget = db.prepare("DELETE FROM blob WHERE digest = ? AND state = 'condemned' AND holder = ?")
 
   return {
@@ -140,6 +143,10 @@ function prepareBytes(db: Database) {
 
     condemnFiles(files: readonly CondemnedBlob[], holder: string, now: number): CondemnedBlob[] {
       return files.flatMap(({ digest, size }) => condemnFile.all({ digest, size, holder, now }))
+    },
+
+    recordCollection({ blobs, bytes, endedAt, milliseconds }: CollectionSums): void {
+      record.run(blobs, bytes, endedAt, Math.round(milliseconds))
     },
 
     /** For who knows that no collector is alive. */

@@ -5,6 +5,7 @@ import type { RepositoryName } from '../src/oci/reference.js'
 import type {
   CandidatePage,
   CollectionStore,
+  CollectionSums,
   CondemnedBlob,
   DigestFacts,
   IdleLink,
@@ -86,6 +87,7 @@ function prepareWalks(db: Database) {
       )
       .pluck(),
     countLinks: db.prepare<[number], number>('SELECT count(*) FROM blob_link WHERE blob_id = ?').pluck(),
+    indexMadeAt: db.prepare<[], number>('SELECT index_made_at FROM collection').pluck(),
     previewRemoval: prepareRemoval(db),
     ...prepareFacts(db),
   }
@@ -166,14 +168,26 @@ export class SqliteCollectionStore implements CollectionStore {
       await this.#writer.run('releaseCondemned')
       return true
     } catch (error) {
-      await this.endCollection()
+      this.#unlock()
       throw error
     }
   }
 
-  async endCollection(): Promise<void> {
+  async endCollection(done: CollectionSums | undefined): Promise<void> {
+    try {
+      if (done !== undefined) await this.#writer.run('recordCollection', done)
+    } finally {
+      this.#unlock()
+    }
+  }
+
+  #unlock(): void {
     this.#lock?.release()
     this.#lock = undefined
+  }
+
+  async indexMadeAt(): Promise<number> {
+    return (await this.#read((queries) => queries.indexMadeAt.get())) ?? Number.MAX_SAFE_INTEGER
   }
 
   listIdleManifests(after: number, before: number, limit: number): Promise<CandidatePage<number, number>> {

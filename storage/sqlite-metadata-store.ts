@@ -160,8 +160,11 @@ function prepareQueries(db: Database.Database) {
          AND (:types IS NULL OR m.artifact_type IN (SELECT value FROM json_each(:types)))
        ORDER BY m.id LIMIT :limit`,
     ),
-    totals: db.prepare<[], { blobs: number; blobBytes: number; openUploads: number }>(
-      `SELECT blobs, blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads FROM total`,
+    totals: db.prepare<[], Omit<Totals, 'metadataBytes'>>(
+      `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
+         c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
+         coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds
+       FROM total t, collection c`,
     ),
   }
 }
@@ -347,7 +350,8 @@ class SqliteMetadataStore implements MetadataStore {
     const counted = await this.#read((queries) => queries.totals.get())
     const sizes = await Promise.all([this.#path, `${this.#path}-wal`].map(fileSize))
     const metadataBytes = sizes.reduce((sum, size) => sum + size, 0)
-    return { ...(counted ?? { blobs: 0, blobBytes: 0, openUploads: 0 }), metadataBytes }
+    if (counted === undefined) throw toStorageError(new Error('the index has no sums'))
+    return { ...counted, metadataBytes }
   }
 
   async check(): Promise<void> {

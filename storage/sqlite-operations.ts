@@ -31,6 +31,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'removeLinks',
   'forgetBlobs',
   'releaseCondemned',
+  'recordCollection',
   'touchAccessTokens',
 ])
 

@@ -60,7 +60,7 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/uploads\.ts$/,
+      /^src\/registry\/(?:uploads|gc(?:-[a-z]+)?)\.ts$/,
       /^storage\/(?:data-folder|key-store|errors|migrations)\.ts$/,
     ],
   },

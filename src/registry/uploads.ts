@@ -6,6 +6,7 @@ import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
 import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import { leaseSlack } from './leases.js'
 
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
 const turnPatience = 10_000
@@ -24,6 +25,8 @@ export interface UploadOptions {
   readonly maxPerRepository: number
   /** Bytes that a blob may have. */
   readonly maxBlobSize: number
+  /** Milliseconds for which a blob stays that somebody relies on (see leases.ts). */
+  readonly grace: number
 }
 
 /** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
@@ -237,7 +240,8 @@ export class UploadService {
   /** UP-62: a client that lost the answer asks again; the blob that it wants is there. */
   async #isFinished(key: UploadKey, digest: Digest): Promise<boolean> {
     if ((await this.#metadata.findUpload(key.id)) !== undefined) return false
-    return (await this.#metadata.findBlob(key.repository, digest)) !== undefined
+    const slack = leaseSlack(this.#options.grace)
+    return (await this.#metadata.leaseBlob(key.repository, digest, Date.now(), slack)) !== undefined
   }
 
   #owned(upload: Upload | undefined, key: UploadKey): Upload {
