@@ -5,6 +5,7 @@ import type { CollectionStore } from '../storage/collection-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
+import type { MirrorStore } from '../storage/mirror-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import { GarbageCollector } from './registry/gc.js'
 import { UploadService } from './registry/uploads.js'
@@ -15,19 +16,21 @@ export interface Stores {
   readonly metadata: MetadataStore
   readonly access: AccessStore
   readonly collection: CollectionStore
+  readonly mirrors: MirrorStore
   close(): Promise<void>
 }
 
 /** Opens the stores of a data folder that takeDataFolder has prepared. The drivers are named here alone. */
 export async function openStores(config: Config, onFatal: (error: Error) => void): Promise<Stores> {
   const path = dataPaths(config.data).database
-  const { metadata, access, collection } = await openSqliteStores({ path, onFatal })
+  const { metadata, access, collection, mirrors } = await openSqliteStores({ path, onFatal })
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
     metadata,
     access,
     collection,
+    mirrors,
     async close() {
       await blobs.close()
       await metadata.close()

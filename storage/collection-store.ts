@@ -126,15 +126,6 @@ export interface CollectionStore {
     named?: 'named',
   ): Promise<CandidatePage<IdleLink, LinkKey>>
   removeLinks(links: readonly LinkKey[], before: number): Promise<StepResult<RemovedLink>>
-  /**
-   * Takes rights to blobs away at once, whatever the lease and whoever names them: for what can be had again
-   * from elsewhere. The blobs are left to the collector.
-   * @returns how many there were
-   */
-  dropLinks(
-    links: readonly { readonly repository: RepositoryName; readonly digest: Digest }[],
-  ): Promise<number>
-
   /** Live blobs without links that came before this moment. */
   listUnlinkedBlobs(
     after: number,

@@ -49,6 +49,10 @@ export function prepareBlobs(db: Database) {
       return row.size
     },
 
+    linkBlob(repository: RepositoryName, blobId: number, now: number): void {
+      link.run(repositoryId(repository, now), blobId, now)
+    },
+
     mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): boolean {
       const source = findLink.get(from, digest)
       if (source === undefined) return false

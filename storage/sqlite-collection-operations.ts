@@ -1,7 +1,13 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import type { RepositoryName } from '../src/oci/reference.js'
-import type { CollectionSums, CondemnedBlob, LinkKey, RemovedLink, RemovedManifest, StepResult } from './collection-store.js'
+import type {
+  CollectionSums,
+  CondemnedBlob,
+  LinkKey,
+  RemovedLink,
+  RemovedManifest,
+  StepResult,
+} from './collection-store.js'
 
 /** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
 const longestStep = 8
@@ -74,10 +80,6 @@ function prepareNames(db: Database) {
      AND NOT EXISTS (SELECT 1 FROM manifest_child c JOIN blob b ON b.digest = c.digest
                      WHERE b.id = :blobId AND c.repository_id = :repositoryId)`,
   )
-  const dropLink = db.prepare(
-    `DELETE FROM blob_link WHERE repository_id = (SELECT id FROM repository WHERE name = ?)
-     AND blob_id = (SELECT id FROM blob WHERE digest = ?)`,
-  )
   const linked = db.prepare<[number, number], RemovedLink>(
     `SELECT r.name AS repository, b.digest, b.size FROM blob b, repository r WHERE b.id = ? AND r.id = ?`,
   )
@@ -96,12 +98,6 @@ function prepareNames(db: Database) {
         if (removeLink.run({ repositoryId, blobId, before }).changes === 0) return []
         return linked.all(blobId, repositoryId)
       })
-    },
-
-    dropLinks(links: readonly { readonly repository: RepositoryName; readonly digest: Digest }[]): number {
-      let count = 0
-      for (const { repository, digest } of links) count += dropLink.run(repository, digest).changes
-      return count
     },
   }
 }

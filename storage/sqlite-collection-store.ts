@@ -25,12 +25,23 @@ const mostExplained = 10_000
  * Takes the lock that a collector holds while it is at work; undefined when one is. It ends with its process,
  * so whoever has it knows that all other collectors are dead.
  */
-export function lockCollector(database: string): Lock | undefined {
+function lockCollector(database: string): Lock | undefined {
   try {
     return lockFile(join(dirname(database), 'collector.lock'), 'exclusive', 0)
   } catch (error) {
     if (error instanceof LockedError) return undefined
     throw toStorageError(error)
+  }
+}
+
+/** A collector that died leaves blobs condemned: whoever asks next shall find them free. */
+export async function releaseDeadCollector(writer: Writer): Promise<void> {
+  const lock = lockCollector(writer.path)
+  if (lock === undefined) return
+  try {
+    await writer.run('releaseCondemned')
+  } finally {
+    lock.release()
   }
 }
 
@@ -141,13 +152,11 @@ interface ManifestRow {
 
 /** See {@link CollectionStore} for what each method promises. */
 export class SqliteCollectionStore implements CollectionStore {
-  readonly #path: string
   readonly #queries: ReturnType<typeof prepareWalks>
   readonly #writer: Writer
   #lock: Lock | undefined
 
-  constructor(path: string, db: Database, writer: Writer) {
-    this.#path = path
+  constructor(db: Database, writer: Writer) {
     this.#queries = prepareWalks(db)
     this.#writer = writer
   }
@@ -162,7 +171,7 @@ export class SqliteCollectionStore implements CollectionStore {
 
   async startCollection(): Promise<boolean> {
     if (this.#lock !== undefined) return false
-    this.#lock = lockCollector(this.#path)
+    this.#lock = lockCollector(this.#writer.path)
     if (this.#lock === undefined) return false
     try {
       await this.#writer.run('releaseCondemned')
@@ -225,10 +234,6 @@ export class SqliteCollectionStore implements CollectionStore {
     ...args: Parameters<CollectionStore['removeLinks']>
   ): ReturnType<CollectionStore['removeLinks']> {
     return this.#writer.run('removeLinks', ...args)
-  }
-
-  dropLinks(...args: Parameters<CollectionStore['dropLinks']>): Promise<number> {
-    return this.#writer.run('dropLinks', ...args)
   }
 
   listUnlinkedBlobs(

@@ -19,9 +19,11 @@ import type {
   Upload,
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
+import type { MirrorStore } from './mirror-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
-import { lockCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
+import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase } from './sqlite-connection.js'
+import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
@@ -63,6 +65,7 @@ export interface SqliteStores {
   readonly metadata: MetadataStore
   readonly access: AccessStore
   readonly collection: CollectionStore
+  readonly mirrors: MirrorStore
 }
 
 /**
@@ -75,7 +78,8 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
   return {
     metadata: new SqliteMetadataStore(options.path, db, writer),
     access: new SqliteAccessStore(db, writer),
-    collection: new SqliteCollectionStore(options.path, db, writer),
+    collection: new SqliteCollectionStore(db, writer),
+    mirrors: new SqliteMirrorStore(db, writer),
   }
 }
 
@@ -231,19 +235,8 @@ class SqliteMetadataStore implements MetadataStore {
 
   async takeTurn(id: string, holder: string, finishing?: Digest): Promise<TurnResult> {
     const taken = await this.#writer.run('takeTurn', id, holder, finishing)
-    if (taken === 'condemned') await this.#releaseCondemned()
+    if (taken === 'condemned') await releaseDeadCollector(this.#writer)
     return taken
-  }
-
-  /** A collector that died leaves blobs condemned: whoever asks next shall find them free. */
-  async #releaseCondemned(): Promise<void> {
-    const lock = lockCollector(this.#path)
-    if (lock === undefined) return
-    try {
-      await this.#writer.run('releaseCondemned')
-    } finally {
-      lock.release()
-    }
   }
 
   saveProgress(...args: Parameters<MetadataStore['saveProgress']>): Promise<boolean> {

@@ -1,9 +1,10 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
-import { prepareBlobs } from './sqlite-blob-operations.js'
+import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
+import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
 import { prepareUploads } from './sqlite-upload-operations.js'
 
 /**
@@ -33,12 +34,24 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseCondemned',
   'recordCollection',
   'touchAccessTokens',
+  'takeFill',
+  'noteFillSize',
+  'takeLease',
+  'releaseLease',
+  'noteUses',
+  'noteWork',
 ])
 
 export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)
   const manifests = prepareManifests(db)
+  const mirrors = prepareMirrorOperations(db, {
+    ...uploads,
+    ...blobs,
+    ...manifests,
+    repositoryId: prepareRepositoryId(db),
+  })
   const probe = db.prepare('UPDATE probe SET checked_at = ?')
   return {
     ...uploads,
@@ -46,6 +59,13 @@ export function prepareOperations(db: Database) {
     ...manifests,
     ...prepareAccessOperations(db),
     ...prepareCollection(db),
+    ...mirrors,
+
+    /** Whoever begins with this text is dead: what it held is free. */
+    releaseTurns(prefix: string): void {
+      uploads.releaseTurns(prefix)
+      mirrors.releaseLeases(prefix)
+    },
 
     finishUpload(
       id: string,
@@ -53,7 +73,7 @@ export function prepareOperations(db: Database) {
       blob: { readonly digest: Digest; readonly size: number },
       now: number,
     ): boolean {
-      const repository = uploads.repositoryOf(id, holder)
+      const repository = uploads.repositoryOf(id, holder, blob.digest)
       if (repository === undefined || !blobs.add(repository, blob, now)) return false
       uploads.removeUpload(id, holder)
       return true

@@ -43,7 +43,9 @@ export function prepareUploads(db: Database) {
   )
   const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
   const repositoryOf = db
-    .prepare<[string, string], RepositoryName>('SELECT repository FROM upload WHERE id = ? AND holder = ?')
+    .prepare<[string, string, string], RepositoryName>(
+      'SELECT repository FROM upload WHERE id = ? AND holder = ? AND finishing = ?',
+    )
     .pluck()
   const expire = db
     .prepare<[number, number], string>(
@@ -97,9 +99,9 @@ export function prepareUploads(db: Database) {
       return expire.all(before, limit)
     },
 
-    /** The repository of an upload whose turn this holder has. */
-    repositoryOf(id: string, holder: string): RepositoryName | undefined {
-      return repositoryOf.get(id, holder)
+    /** The repository of an upload whose turn this holder has taken in order to make it the blob of this digest. */
+    repositoryOf(id: string, holder: string, finishing: Digest): RepositoryName | undefined {
+      return repositoryOf.get(id, holder, finishing)
     },
   }
 }

@@ -38,7 +38,7 @@ export interface GarbageOptions {
   /** How long what somebody relied on stays at least. */
   readonly grace: number
   /** The same for manifests without a tag; undefined keeps them. */
-  readonly untagged: number | undefined
+  readonly untagged?: number | undefined
 }
 
 /** What a collection did in one repository. */
@@ -162,7 +162,9 @@ export class GarbageCollector {
     const report = emptyReport()
     let done: CollectionSums | undefined
     try {
-      await work(new Pass(this.#blobs, this.#collection, { ...options, holder: this.#options.holder }, report))
+      await work(
+        new Pass(this.#blobs, this.#collection, { ...options, holder: this.#options.holder }, report),
+      )
     } finally {
       report.milliseconds = performance.now() - begin
       const { blobs, bytes, milliseconds } = report
@@ -272,8 +274,7 @@ class Pass {
   async removeStrangers(before: number, isSure: boolean): Promise<void> {
     const { files, known, oldest } = await this.#findStrangers(before)
     const isOdd =
-      files.length > mostStrangers + known / strangersShare ||
-      oldest < (await this.#collection.indexMadeAt())
+      files.length > mostStrangers + known / strangersShare || oldest < (await this.#collection.indexMadeAt())
     if (isOdd && !isSure) {
       this.#report.strangersLeft = files.length
       return
@@ -285,9 +286,7 @@ class Pass {
     }
   }
 
-  async #findStrangers(
-    before: number,
-  ): Promise<{ files: CondemnedBlob[]; known: number; oldest: number }> {
+  async #findStrangers(before: number): Promise<{ files: CondemnedBlob[]; known: number; oldest: number }> {
     const files: CondemnedBlob[] = []
     let known = 0
     let oldest = Number.MAX_SAFE_INTEGER

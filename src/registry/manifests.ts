@@ -31,7 +31,7 @@ export interface ManifestOptions {
   /** Patterns of the repository's tags that nobody moves or deletes (protocol MF-13). */
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
   /** Milliseconds for which a manifest stays that no tag leads to; undefined when they all do (see leases.ts). */
-  readonly untagged: number | undefined
+  readonly untagged?: number | undefined
   /** Hears of pulls. */
   readonly pulls: Pick<PullLog, 'note'>
   /** Reads and checks a manifest; large ones away from the event loop. */
