@@ -18,10 +18,11 @@ import {
   putManifest,
   randomBlob,
   type Server,
-  scratchDir,
   startServer,
   withQuery,
 } from './harness.js'
+
+t.setTimeout(240_000)
 
 const grace = 1000
 /** Leases may be renewed that much late, and collectors wait that much longer. */
@@ -66,7 +67,7 @@ function resting(t: Test, gc: Record<string, string> = {}, data?: string): Promi
 }
 
 function command(server: { data: string }, env: Record<string, string>, ...words: string[]): Promise<Run> {
-  return runCommand(['gc', '--data', server.data, ...words], '', {
+  return runCommand(server.data, ['gc', ...words], '', {
     env: { BOATHOUSE_GC_GRACE: '50ms', ...env },
   })
 }
@@ -92,7 +93,7 @@ t.test('half an image goes after the grace, not before, and can be pushed again 
   await isGone(server, ...half.parts)
   t.ok(performance.now() - begin >= grace, 'it stayed for the grace')
   for (const part of half.parts) t.equal(await head(server, `/v2/half/app/blobs/${part.digest}`), 404)
-  isError(t, await putManifest(server, 'half/app', 'v1', half), 404, 'MANIFEST_BLOB_UNKNOWN')
+  isError(t, await putManifest(server, 'half/app', 'v1', half), 400, 'MANIFEST_BLOB_UNKNOWN')
   const mounted = await server.request(
     'POST',
     `/v2/other/app/blobs/uploads/?mount=${half.parts[0]?.digest}&from=half/app`,
@@ -263,7 +264,7 @@ t.test(
     const stay = image()
     await push(first, 'killed/app', 'v1', stay)
     await first.stop()
-    let { data } = first
+    const { data } = first
     for (let round = 0; round < 6; round++) {
       const server = await startServer(t, { data, config: { gc: { interval: '10ms', grace: '10ms' } } })
       const left = contents.filter((content) => isStored(server, content)).length
@@ -272,24 +273,15 @@ t.test(
         () => contents.filter((content) => isStored(server, content)).length < left || left === 0,
       )
       await server.kill()
-      data = server.data
       await pause(round)
     }
-    const last = await collecting(t, { grace: '10ms', interval: '10ms' }, {})
-    await last.stop()
     const server = await startServer(t, { data, config: { gc: { interval: '10ms', grace: '10ms' } } })
     await isGone(server, ...contents)
     await pulls(t, server, 'killed/app', 'v1', stay)
-    const metrics = (await server.request('GET', '/metrics')).text
-    const blobs = Number(/^boathouse_blobs (\d+)$/m.exec(metrics)?.[1])
-    await eventually(
-      'the rows go, too',
-      async () => {
-        const { text } = await server.request('GET', '/metrics')
-        return /^boathouse_blobs 3$/m.test(text)
-      },
-      5000,
-    ).catch(() => t.fail(`3 rows are left, not ${blobs}`))
+    await eventually('the rows go, too', async () => {
+      const { text } = await server.request('GET', '/metrics')
+      return /^boathouse_blobs 3$/m.test(text)
+    })
   },
 )
 
@@ -429,5 +421,4 @@ t.test('an upload that is about to finish keeps the blob that it will be (R06)',
   t.equal(reply.status, 201)
   const got = await server.request('GET', `/v2/finish/app/blobs/${content.digest}`)
   t.ok(got.body.equals(content.bytes))
-  t.ok(scratchDir(t).length > 0)
 })
