@@ -187,6 +187,29 @@ export const schema = z.strictObject({
     })
     .prefault({}),
 
+  gc: z
+    .strictObject({
+      /** Milliseconds. */
+      interval: duration('10ms', '24d')
+        .prefault('15m')
+        .describe('How long garbage collection rests before it looks again for what nobody needs any more.'),
+      /** Milliseconds. */
+      grace: duration('10ms', '365d')
+        .prefault('24h')
+        .describe(
+          'How long a layer or other blob that no manifest names stays at least after somebody pushed, mounted, ' +
+            'pulled or looked for it.',
+        ),
+      /** Milliseconds. */
+      untagged: duration('10ms', '3650d')
+        .optional()
+        .describe(
+          'How long manifests that no tag leads to stay after they were last pushed, pulled or untagged; unset, ' +
+            'they stay for ever.',
+        ),
+    })
+    .prefault({}),
+
   manifests: z
     .strictObject({
       sparse: patterns()

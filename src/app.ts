@@ -23,6 +23,7 @@ import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService, type Blobs } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
 import { type ManifestOptions, ManifestService, type Manifests } from './registry/manifests.js'
+import { PullLog } from './registry/pulls.js'
 import { createUploads, openStores, type Stores } from './stores.js'
 import type { Behind } from './token-app.js'
 
@@ -53,12 +54,15 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const { metadata } = stores
   const parser = new ManifestParser()
   const sparse = config.manifests.sparse.map(parseRepositoryPattern)
-  const ownBlobs = new BlobService(stores)
+  const ownBlobs = new BlobService(stores, config.gc)
   const uploads = createUploads(config, stores, options.processName)
   const immutable = config.tags.immutable.map(parseTagPattern)
+  const pulls = new PullLog(metadata)
   const manifestOptions: ManifestOptions = {
     immutableTags: (name) => tagPatternsFor(immutable, name),
     isSparse: (name) => sparse.some((pattern) => matchesRepository(pattern, name)),
+    untagged: config.gc.untagged,
+    pulls,
     parse: parser.parse,
   }
   const ownManifests = new ManifestService(metadata, manifestOptions)
@@ -123,6 +127,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       await access.close()
       await mirror?.close()
       await parser.close()
+      await pulls.close()
       await stores.close()
     },
   }

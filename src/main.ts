@@ -15,6 +15,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   grant: async () => (await import('./commands/grant.js')).grant,
   revoke: async () => (await import('./commands/grant.js')).revoke,
   access: async () => (await import('./commands/access.js')).access,
+  gc: async () => (await import('./commands/gc.js')).gc,
   key: async () => (await import('./commands/key.js')).key,
   health: async () => (await import('./commands/health.js')).health,
 }
@@ -27,6 +28,7 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse grant    PERMISSION PATTERN --to WHOM: allow somebody something
   boathouse revoke   PERMISSION PATTERN --to WHOM: take a grant back
   boathouse access   list|explain|export|apply: who may do what, and why
+  boathouse gc       [--dry-run] [--explain DIGEST]: remove from the disk what nobody needs
   boathouse key      rotate|list: the keys that sign logins
   boathouse health   whether the server on this machine is alive
 

@@ -81,6 +81,17 @@ export interface BlobStore {
   listUploads(): Promise<string[]>
   /** Opens a blob; undefined when the store does not have it. */
   open(digest: Digest): Promise<BlobReader | undefined>
+  /**
+   * Removes the bytes of blobs, durably; nothing happens for those that are not there. Who has one of them open
+   * reads it to its end.
+   */
+  remove(digests: readonly Digest[]): Promise<void>
+  /** Into how many parts {@link listPart} divides the blobs. */
+  readonly parts: number
+  /** Blobs whose bytes lie in one part, from 0 to `parts` - 1, whoever knows of them. */
+  listPart(part: number): Promise<Digest[]>
+  /** Bytes of a blob, and when they came (milliseconds since 1970); undefined when they are not there. */
+  stat(digest: Digest): Promise<{ readonly size: number; readonly storedAt: number } | undefined>
   /** Proves that the store can be read and written. @throws RegistryError STORAGE_FULL or UNAVAILABLE */
   check(): Promise<void>
   close(): Promise<void>

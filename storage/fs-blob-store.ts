@@ -3,7 +3,14 @@ import { constants } from 'node:fs'
 import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import { type Algorithm, algorithmOf, type Digest, digestSoFar, encodedOf } from '../src/oci/digest.js'
+import {
+  type Algorithm,
+  algorithmOf,
+  type Digest,
+  digestSoFar,
+  encodedOf,
+  parseDigest,
+} from '../src/oci/digest.js'
 import { RegistryError } from '../src/oci/errors.js'
 import { pumpToFile } from './batch-writer.js'
 import type { AppendOptions, AppendResult, BlobReader, BlobStore, UploadReader } from './blob-store.js'
@@ -19,6 +26,12 @@ const mostHashes = 1000
 
 /** Bytes read at once when an upload is hashed from its file. */
 const hashBufferSize = 1024 * 1024
+
+/** Names of the folders that blobs are spread over, by the first digits of their digests. */
+const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
+
+/** Files that are removed, or folders that are synced, at once. */
+const removedAtOnce = 8
 
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
@@ -44,6 +57,12 @@ class Layout {
     return join(this.blobs, algorithmOf(digest), encodedOf(digest).slice(0, 2))
   }
 
+  /** One of the folders that hold blobs. */
+  part(part: number): readonly [Algorithm, string] {
+    const algorithm = part < leaves.length ? 'sha256' : 'sha512'
+    return [algorithm, join(this.blobs, algorithm, leaves[part % leaves.length] ?? '')]
+  }
+
   blob(digest: Digest): string {
     return join(this.blobDirectory(digest), encodedOf(digest))
   }
@@ -57,7 +76,6 @@ class Layout {
 export async function prepareFsBlobStore(root: string): Promise<void> {
   const layout = new Layout(root)
   await makeDirectories(layout.uploads, [])
-  const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
   await makeDirectories(join(layout.blobs, 'sha256'), leaves)
   await makeDirectories(join(layout.blobs, 'sha512'), leaves)
   await syncDirectories([layout.blobs, root])
@@ -250,6 +268,38 @@ class FsBlobStore implements BlobStore {
     }
   }
 
+  async remove(digests: readonly Digest[]): Promise<void> {
+    const directories = new Set(digests.map((digest) => this.#layout.blobDirectory(digest)))
+    await inParallel(digests, (digest) => removeFile(this.#layout.blob(digest)))
+    try {
+      await inParallel([...directories], (directory) => this.#directories.sync(directory))
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  readonly parts = 2 * leaves.length
+
+  async listPart(part: number): Promise<Digest[]> {
+    const [algorithm, directory] = this.#layout.part(part)
+    try {
+      const names = await readdir(directory)
+      return names.flatMap((name) => digestIn(directory, algorithm, name))
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  async stat(digest: Digest): Promise<{ size: number; storedAt: number } | undefined> {
+    try {
+      const { size, mtimeMs, ctimeMs } = await lstat(this.#layout.blob(digest))
+      return { size, storedAt: Math.max(mtimeMs, ctimeMs) }
+    } catch (error) {
+      if (errorCode(error) === 'ENOENT') return undefined
+      throw toStorageError(error)
+    }
+  }
+
   async check(): Promise<void> {
     const path = this.#layout.upload(`check-${randomUUID()}`)
     try {
@@ -313,6 +363,27 @@ async function cutOff(path: string, size: number): Promise<void> {
   } finally {
     await file.close()
   }
+}
+
+/** The digest that a file's name says; names that say none are somebody else's. */
+function digestIn(directory: string, algorithm: Algorithm, name: string): Digest[] {
+  if (!directory.endsWith(name.slice(0, 2))) return []
+  try {
+    return [parseDigest(`${algorithm}:${name}`)]
+  } catch {
+    return []
+  }
+}
+
+/** Runs a task for each item, some at a time. @throws what the first failing task threw, when all have ended */
+async function inParallel<Item>(items: readonly Item[], task: (item: Item) => Promise<void>): Promise<void> {
+  const rest = items.values()
+  const lane = async () => {
+    for (const item of rest) await task(item)
+  }
+  const lanes = await Promise.allSettled(Array.from({ length: removedAtOnce }, lane))
+  const failed = lanes.find((result) => result.status === 'rejected')
+  if (failed !== undefined) throw failed.reason
 }
 
 async function removeFile(path: string): Promise<void> {

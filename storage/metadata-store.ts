@@ -15,6 +15,19 @@ export interface Upload {
   readonly digest: Digest | undefined
 }
 
+/** How asking for an upload's turn ended. `condemned`: a collector removes the blob of that digest, ask again. */
+export type TurnResult = Upload | 'busy' | 'unknown' | 'condemned'
+
+/** Somebody pulled a manifest, or looked whether it is there. */
+export interface Pull {
+  readonly repository: RepositoryName
+  readonly digest: Digest
+  /** The tag that led to it, where there was one. */
+  readonly tag: Tag | undefined
+  /** Milliseconds since 1970. */
+  readonly at: number
+}
+
 /** A manifest's head: all that HEAD tells. */
 export interface ManifestHead {
   readonly digest: Digest
@@ -93,13 +106,20 @@ export interface Totals {
   readonly openUploads: number
   /** Bytes of the metadata on disk. */
   readonly metadataBytes: number
+  /** Collections that have ended, and what they have removed together. */
+  readonly collections: number
+  readonly collectedBlobs: number
+  readonly collectedBytes: number
+  /** When the last one ended (seconds since 1970) and how many seconds it took; 0 when there was none. */
+  readonly collectedAt: number
+  readonly collectionSeconds: number
 }
 
 /**
  * Names and relations: repositories, links to blobs, manifests with their bytes, tags, upload sessions.
  *
  * One method is one use case is one transaction: it happens whole or not at all, and what it resolved is
- * durable (only the opening, the turn and the removal of an upload are not: nothing is lost with them). Every decision that
+ * durable (only the opening, the turn and the removal of an upload, leases and pulls are not: nothing is lost with them). Every decision that
  * two servers could take at once is taken inside one of these methods.
  *
  * Each method may throw RegistryError UNAVAILABLE (locked for too long, disk failing) or STORAGE_FULL: then it
@@ -110,6 +130,17 @@ export interface MetadataStore {
 
   /** Size in bytes of a blob that the repository links; undefined when it does not. */
   findBlob(repository: RepositoryName, digest: Digest): Promise<number | undefined>
+  /**
+   * The same for whoever relies on the blob from now on: its lease is renewed when it is older than `slack`
+   * milliseconds, so that it ends at the earliest that much too early. In the index before it resolves, though
+   * not synced: a power cut may take a renewal back.
+   */
+  leaseBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<number | undefined>
   /** Repositories that link the blob, at most `limit`. */
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]>
   /** Gives `repository` the right to a blob that `from` links. False when `from` does not (any more). */
@@ -128,9 +159,10 @@ export interface MetadataStore {
   findUpload(id: string): Promise<Upload | undefined>
   /**
    * Takes the upload's turn: until it is given back nobody else appends to it, on any worker. The turn dies
-   * with its holder (see {@link releaseTurns}), never by the clock.
+   * with its holder (see {@link releaseTurns}), never by the clock. While it lasts no collector condemns the
+   * blob of the digest `finishing`, which the upload is to become.
    */
-  takeTurn(id: string, holder: string): Promise<Upload | 'busy' | 'unknown'>
+  takeTurn(id: string, holder: string, finishing?: Digest): Promise<TurnResult>
   /** Records how far an upload got, and gives the turn back. */
   saveProgress(
     id: string,
@@ -142,7 +174,10 @@ export interface MetadataStore {
   releaseTurn(id: string, holder: string): Promise<void>
   /** Gives back every turn whose holder begins with this text: those holders are dead. */
   releaseTurns(holderPrefix: string): Promise<void>
-  /** The bytes are a blob now: records it, links it to the repository and ends the session. */
+  /**
+   * The bytes are a blob now: records it, links it to the repository and ends the session. The turn must have
+   * been taken with its digest.
+   */
   finishUpload(
     id: string,
     holder: string,
@@ -159,9 +194,21 @@ export interface MetadataStore {
   hasRepository(repository: RepositoryName): Promise<boolean>
   findManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest | undefined>
   findManifestHead(repository: RepositoryName, reference: Reference): Promise<ManifestHead | undefined>
+  /**
+   * Renews the lease of a manifest on which somebody relies from now on, as {@link leaseBlob} does. False when
+   * the repository does not have it (any more).
+   */
+  leaseManifest(repository: RepositoryName, digest: Digest, now: number, slack: number): Promise<boolean>
+  /** Records pulls, many at once; not synced, and what is not there any more is left out. */
+  recordPulls(pulls: readonly Pull[]): Promise<void>
   putManifest(manifest: NewManifest): Promise<PutManifestResult>
   /** Removes one tag, unless it fits one of the immutable patterns. */
-  deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[]): Promise<DeleteResult>
+  deleteTag(
+    repository: RepositoryName,
+    tag: Tag,
+    immutable: readonly string[],
+    now: number,
+  ): Promise<DeleteResult>
   /** Removes a manifest and every tag that points at it, unless one of them fits an immutable pattern. */
   deleteManifest(
     repository: RepositoryName,

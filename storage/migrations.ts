@@ -232,6 +232,38 @@ const migrations: readonly Migration[] = [
       ${mirrorTriggers}
     `,
   },
+  {
+    // When a manifest was used stands in a table of its own: its row ends with its bytes, which each change copies.
+    version: 4,
+    sql: `
+      ALTER TABLE blob ADD COLUMN state TEXT NOT NULL DEFAULT 'live' CHECK (state IN ('live', 'condemned'));
+      ALTER TABLE blob ADD COLUMN holder TEXT;
+      CREATE INDEX blob_condemned ON blob (id) WHERE state = 'condemned';
+
+      ALTER TABLE upload ADD COLUMN finishing TEXT;
+      CREATE INDEX upload_by_finishing ON upload (finishing) WHERE finishing IS NOT NULL;
+
+      ALTER TABLE tag ADD COLUMN pulled_at INTEGER;
+      CREATE TABLE manifest_use (
+        manifest_id INTEGER PRIMARY KEY REFERENCES manifest (id) ON DELETE CASCADE,
+        leased_at INTEGER,
+        pulled_at INTEGER
+      ) STRICT;
+
+      CREATE TABLE collection (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        index_made_at INTEGER NOT NULL,
+        ended INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        ended_at INTEGER,
+        milliseconds INTEGER
+      ) STRICT;
+      INSERT INTO collection
+        SELECT 1, coalesce(min(created_at), CAST(unixepoch('subsec') * 1000 AS INTEGER)), 0, 0, 0, NULL, NULL
+        FROM repository;
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

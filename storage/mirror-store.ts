@@ -29,6 +29,8 @@ export interface NewFill {
   readonly id: string
   readonly mirror: string
   readonly repository: RepositoryName
+  /** Of the blob that it is to become: no collector condemns that while the fill has its turn. */
+  readonly digest: Digest
   readonly owner: string
   readonly algorithm: Algorithm
 }
@@ -90,9 +92,9 @@ export interface MirrorStore {
 
   /**
    * Takes a fill's turn, as {@link MetadataStore.takeTurn} does, and opens the fill when there is none. `local`
-   * as above.
+   * as above; `busy` also while a collector removes an older copy of the blob.
    */
-  takeFill(fill: NewFill, holder: string, now: number): Promise<Upload | 'busy' | 'local'>
+  takeFill(fill: NewFill, holder: string, now: number): Promise<Upload | 'busy' | 'condemned' | 'local'>
   /** Notes how large the blob will be, for the workers that follow. */
   noteFillSize(id: string, holder: string, size: number): Promise<void>
   findFill(id: string): Promise<Fill | undefined>

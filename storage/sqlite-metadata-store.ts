@@ -3,6 +3,7 @@ import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
+import type { CollectionStore } from './collection-store.js'
 import { errorCode, toStorageError } from './errors.js'
 import type {
   DeleteResult,
@@ -14,14 +15,16 @@ import type {
   Referrer,
   StoredManifest,
   Totals,
+  TurnResult,
   Upload,
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
+import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase } from './sqlite-connection.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
-import { toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
+import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
 /**
@@ -57,10 +60,11 @@ export function readSchemaVersion(path: string): number | undefined {
   }
 }
 
-/** The ports that one database serves. Closing the first closes all. */
+/** The ports that one database serves. Closing the first closes them all. */
 export interface SqliteStores {
   readonly metadata: MetadataStore
   readonly access: AccessStore
+  readonly collection: CollectionStore
   readonly mirrors: MirrorStore
 }
 
@@ -74,6 +78,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
   return {
     metadata: new SqliteMetadataStore(options.path, db, writer),
     access: new SqliteAccessStore(db, writer),
+    collection: new SqliteCollectionStore(db, writer),
     mirrors: new SqliteMirrorStore(db, writer),
   }
 }
@@ -97,6 +102,17 @@ function prepareQueries(db: Database.Database) {
       .prepare<[string, string], number>(
         `SELECT b.size FROM repository r JOIN blob_link l ON l.repository_id = r.id
          JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+      )
+      .pluck(),
+    blobLease: db.prepare<[string, string], { size: number; leasedAt: number }>(
+      `SELECT b.size, l.linked_at AS leasedAt FROM repository r JOIN blob_link l ON l.repository_id = r.id
+       JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+    ),
+    manifestLease: db
+      .prepare<[string, string], number>(
+        `SELECT max(m.created_at, coalesce(u.leased_at, 0)) FROM repository r
+         JOIN manifest m ON m.repository_id = r.id LEFT JOIN manifest_use u ON u.manifest_id = m.id
+         WHERE r.name = ? AND m.digest = ?`,
       )
       .pluck(),
     blobRepositories: db
@@ -148,8 +164,11 @@ function prepareQueries(db: Database.Database) {
          AND (:types IS NULL OR m.artifact_type IN (SELECT value FROM json_each(:types)))
        ORDER BY m.id LIMIT :limit`,
     ),
-    totals: db.prepare<[], { blobs: number; blobBytes: number; openUploads: number }>(
-      `SELECT blobs, blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads FROM total`,
+    totals: db.prepare<[], Omit<Totals, 'metadataBytes'>>(
+      `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
+         c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
+         coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds
+       FROM total t, collection c`,
     ),
   }
 }
@@ -180,6 +199,17 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => queries.blobSize.get(repository, digest))
   }
 
+  async leaseBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<number | undefined> {
+    const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
+    if (row === undefined || row.leasedAt >= now - slack) return row?.size
+    return this.#writer.run('renewBlob', repository, digest, now)
+  }
+
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]> {
     return this.#read((queries) => queries.blobRepositories.all(digest, limit))
   }
@@ -203,8 +233,10 @@ class SqliteMetadataStore implements MetadataStore {
     })
   }
 
-  takeTurn(...args: Parameters<MetadataStore['takeTurn']>): ReturnType<MetadataStore['takeTurn']> {
-    return this.#writer.run('takeTurn', ...args)
+  async takeTurn(id: string, holder: string, finishing?: Digest): Promise<TurnResult> {
+    const taken = await this.#writer.run('takeTurn', id, holder, finishing)
+    if (taken === 'condemned') await releaseDeadCollector(this.#writer)
+    return taken
   }
 
   saveProgress(...args: Parameters<MetadataStore['saveProgress']>): Promise<boolean> {
@@ -249,6 +281,21 @@ class SqliteMetadataStore implements MetadataStore {
         ? queries.headByTag.get(repository, reference.tag)
         : queries.headByDigest.get(repository, reference.digest),
     )
+  }
+
+  async leaseManifest(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<boolean> {
+    const leasedAt = await this.#read((queries) => queries.manifestLease.get(repository, digest))
+    if (leasedAt === undefined || leasedAt >= now - slack) return leasedAt !== undefined
+    return this.#writer.run('renewManifest', repository, digest, now)
+  }
+
+  recordPulls(...args: Parameters<MetadataStore['recordPulls']>): Promise<void> {
+    return this.#writer.run('recordPulls', ...args)
   }
 
   putManifest(manifest: NewManifest): Promise<PutManifestResult> {
@@ -296,7 +343,8 @@ class SqliteMetadataStore implements MetadataStore {
     const counted = await this.#read((queries) => queries.totals.get())
     const sizes = await Promise.all([this.#path, `${this.#path}-wal`].map(fileSize))
     const metadataBytes = sizes.reduce((sum, size) => sum + size, 0)
-    return { ...(counted ?? { blobs: 0, blobBytes: 0, openUploads: 0 }), metadataBytes }
+    if (counted === undefined) throw toStorageError(new Error('the index has no sums'))
+    return { ...counted, metadataBytes }
   }
 
   async check(): Promise<void> {

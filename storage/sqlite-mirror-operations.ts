@@ -1,13 +1,13 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
-import type { NewManifest, PutManifestResult, Upload } from './metadata-store.js'
+import type { NewManifest, PutManifestResult, TurnResult, Upload } from './metadata-store.js'
 import type { MirrorCounts, NewFill } from './mirror-store.js'
 
 /** What the mirrors' operations use of the others'. */
 interface Base {
   putManifest(manifest: NewManifest): PutManifestResult
-  takeTurn(id: string, holder: string): Upload | 'busy' | 'unknown'
+  takeTurn(id: string, holder: string, finishing: Digest): TurnResult
   linkBlob(repository: RepositoryName, blobId: number, now: number): void
   repositoryId(name: RepositoryName, now: number): number
 }
@@ -28,7 +28,9 @@ export function prepareMirrorOperations(db: Database, base: Base) {
      VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT (id) DO NOTHING`,
   )
   const setSize = db.prepare('UPDATE upload SET size = ? WHERE id = ? AND holder = ?')
-  const findBlob = db.prepare<[string], number>('SELECT id FROM blob WHERE digest = ?').pluck()
+  const findBlob = db
+    .prepare<[string], number>("SELECT id FROM blob WHERE digest = ? AND state = 'live'")
+    .pluck()
 
   return {
     ...prepareMirrorNotes(db),
@@ -47,10 +49,10 @@ export function prepareMirrorOperations(db: Database, base: Base) {
       return checkedAt.run(now, repository, tag, digest).changes === 1
     },
 
-    takeFill(fill: NewFill, holder: string, now: number): Upload | 'busy' | 'local' {
+    takeFill(fill: NewFill, holder: string, now: number): Upload | 'busy' | 'condemned' | 'local' {
       if (!claim(fill.repository, fill.mirror, now)) return 'local'
       openFill.run(fill.id, fill.repository, fill.owner, fill.algorithm, now, now)
-      const taken = base.takeTurn(fill.id, holder)
+      const taken = base.takeTurn(fill.id, holder, fill.digest)
       return taken === 'unknown' ? 'busy' : taken
     },
 

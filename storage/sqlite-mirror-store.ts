@@ -10,6 +10,7 @@ import type {
   MirrorStore,
   RepositoryKind,
 } from './mirror-store.js'
+import { releaseDeadCollector } from './sqlite-collection-store.js'
 import type { Writer } from './sqlite-writer-client.js'
 
 interface TaggedRow {
@@ -95,8 +96,11 @@ export class SqliteMirrorStore implements MirrorStore {
     return this.#writer.run('noteTagChecked', ...args)
   }
 
-  takeFill(...args: Parameters<MirrorStore['takeFill']>): ReturnType<MirrorStore['takeFill']> {
-    return this.#writer.run('takeFill', ...args)
+  async takeFill(...args: Parameters<MirrorStore['takeFill']>): ReturnType<MirrorStore['takeFill']> {
+    const taken = await this.#writer.run('takeFill', ...args)
+    if (taken !== 'condemned') return taken
+    await releaseDeadCollector(this.#writer)
+    return 'busy'
   }
 
   noteFillSize(...args: Parameters<MirrorStore['noteFillSize']>): Promise<void> {

@@ -29,6 +29,8 @@ interface Waiting {
 
 /** This side of the writer thread: queues operations and hands them over in batches. */
 export class Writer {
+  /** The database file. */
+  readonly path: string
   readonly #worker: Worker
   /** Resolves when the thread has ended, be it by itself. */
   readonly #exited: Promise<void>
@@ -47,10 +49,11 @@ export class Writer {
       })
       worker.once('error', reject)
     })
-    return new Writer(worker, options.onFatal)
+    return new Writer(worker, options)
   }
 
-  private constructor(worker: Worker, onFatal: (error: Error) => void) {
+  private constructor(worker: Worker, { path, onFatal }: WriterOptions) {
+    this.path = path
     this.#worker = worker
     this.#onFatal = onFatal
     this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()))

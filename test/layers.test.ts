@@ -28,7 +28,7 @@ interface Room {
 
 const oci = /^src\/oci\//
 const config = /^config\//
-const ports = /^storage\/(?:blob|metadata|access)-store\.ts$/
+const ports = /^storage\/(?:blob|metadata|access|collection)-store\.ts$/
 const composition = /^src\/(?:app|stores|token-app)\.ts$/
 const version = /^src\/version\.ts$/
 
@@ -36,7 +36,11 @@ const rooms: readonly Room[] = [
   { name: 'the language', files: oci, imports: [] },
   { name: 'configuration', files: config, imports: [] },
   { name: 'storage', files: /^storage\//, imports: [oci] },
-  { name: 'the rules', files: /^src\/registry\//, imports: [oci, /^storage\/(?:blob|metadata)-store\.ts$/] },
+  {
+    name: 'the rules',
+    files: /^src\/registry\//,
+    imports: [oci, /^storage\/(?:blob|metadata|collection)-store\.ts$/],
+  },
   { name: 'access', files: /^src\/auth\//, imports: [oci, /^storage\/access-store\.ts$/] },
   { name: 'the mirror', files: /^src\/mirror\//, imports: [oci, /^src\/registry\//] },
   { name: 'the wire', files: /^src\/http\//, imports: [oci, /^src\/registry\//, /^src\/auth\//] },
@@ -57,7 +61,7 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/uploads\.ts$/,
+      /^src\/registry\/(?:uploads|gc(?:-[a-z]+)?)\.ts$/,
       /^storage\/(?:data-folder|key-store|errors|migrations)\.ts$/,
     ],
   },

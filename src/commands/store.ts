@@ -14,6 +14,7 @@ import { Misuse, Refusal, type SharedValues } from './command.js'
 /** What a command works on. */
 export interface Place {
   readonly config: Config
+  readonly stores: Stores
   readonly access: AccessStore
   readonly keys: KeyStore
   /** Writes down a change, where `--log json` asks for it. It must hold no secret. */
@@ -33,7 +34,7 @@ export async function withPlace<T>(values: SharedValues, task: (place: Place) =>
   const { audit, flush } = await openAudit(log)
   const stores = await open(config)
   try {
-    return await task({ config, access: stores.access, keys: new KeyStore(paths.keys), audit })
+    return await task({ config, stores, access: stores.access, keys: new KeyStore(paths.keys), audit })
   } catch (error) {
     throw error instanceof RegistryError ? refusalOf(error, config.data) : error
   } finally {

@@ -6,6 +6,11 @@ export interface StoreTotals {
   readonly blobBytes: number
   readonly openUploads: number
   readonly metadataBytes: number
+  readonly collections: number
+  readonly collectedBlobs: number
+  readonly collectedBytes: number
+  readonly collectedAt: number
+  readonly collectionSeconds: number
 }
 
 /** One answered request. Its labels come from short fixed lists, so that the series stay few. */
@@ -54,6 +59,23 @@ export class Metrics {
     gauge('boathouse_blobs', 'Blobs stored', (all) => all.blobs)
     gauge('boathouse_blob_bytes', 'Bytes of the blobs stored', (all) => all.blobBytes)
     gauge('boathouse_open_uploads', 'Upload sessions that are open', (all) => all.openUploads)
+    const counter = (name: string, help: string, read: (totals: StoreTotals) => number) =>
+      new Counter({
+        name,
+        help,
+        aggregator: 'first',
+        async collect() {
+          const value = read(await totals())
+          this.reset()
+          this.inc(value)
+        },
+      })
+    counter('boathouse_gc_runs_total', 'Garbage collections that have ended', (all) => all.collections)
+    counter('boathouse_gc_blobs_total', 'Blobs that they have removed', (all) => all.collectedBlobs)
+    counter('boathouse_gc_bytes_total', 'Bytes of these blobs', (all) => all.collectedBytes)
+    const end = 'When the last garbage collection ended, in seconds since 1970; 0 when there was none'
+    gauge('boathouse_gc_last_end_seconds', end, (all) => all.collectedAt)
+    gauge('boathouse_gc_last_duration_seconds', 'How long that one took', (all) => all.collectionSeconds)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
   }
 

@@ -13,6 +13,9 @@ export const fillOwner = '/mirror'
 /** Milliseconds between two looks at what another worker has written. */
 const followInterval = 10
 
+/** Milliseconds between two tries while a collector removes the same blob. */
+const condemnedPause = 20
+
 /** Looks at the bytes for each look at whether the other worker is still there. */
 const looksPerCheck = 10
 
@@ -154,11 +157,18 @@ export class Fill {
       const linked = await metadata.findBlob(repository, digest)
       if (linked !== undefined) return this.#learnSize(linked)
       const holder = newHolder()
-      const fill = { id, mirror, repository, owner: fillOwner, algorithm: algorithmOf(digest) }
+      const algorithm = algorithmOf(digest)
+      const fill = { id, mirror, repository, digest, owner: fillOwner, algorithm }
       const taken = await mirrors.takeFill(fill, holder, Date.now())
       if (taken === 'local') throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
       if (taken === 'busy') {
         await this.#follow()
+        continue
+      }
+      if (taken === 'condemned') {
+        // A collector is removing the same bytes: it is a matter of milliseconds, or of the next collection.
+        if (this.#abort.signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
+        await delay(condemnedPause)
         continue
       }
       const progress = await this.#lead(taken, holder)

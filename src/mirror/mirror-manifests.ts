@@ -149,7 +149,8 @@ export class MirrorManifests implements Manifests {
       if (!(error instanceof UpstreamError) || error.failure !== 'not-found') throw error
       this.#misses.note(key, error)
       if (cached !== undefined && mirror.options.onUpstreamDeleted === 'drop') {
-        await this.#options.metadata.deleteTag(repository, tag, this.#options.immutableTags(repository))
+        const immutable = this.#options.immutableTags(repository)
+        await this.#options.metadata.deleteTag(repository, tag, immutable, Date.now())
       }
       throw error
     }

@@ -3,6 +3,7 @@ import type { MetadataStore } from '../../storage/metadata-store.js'
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import { leaseSlack } from './leases.js'
 
 /** A blob to send. */
 export interface OpenBlob extends BlobReader {
@@ -31,25 +32,31 @@ export interface MountSource {
 export class BlobService {
   readonly #blobs: BlobStore
   readonly #metadata: MetadataStore
+  readonly #slack: number
 
-  constructor(stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore }) {
+  /** @param grace milliseconds for which a blob stays that somebody relies on (see leases.ts) */
+  constructor(
+    stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore },
+    { grace }: { readonly grace: number },
+  ) {
     this.#blobs = stores.blobs
     this.#metadata = stores.metadata
+    this.#slack = leaseSlack(grace)
   }
 
-  /** Size of a blob in bytes. @throws RegistryError BLOB_UNKNOWN */
+  /** Size of a blob in bytes; the caller may rely on it for the grace time. @throws RegistryError BLOB_UNKNOWN */
   async statBlob(repository: RepositoryName, digest: Digest): Promise<number> {
-    const size = await this.#metadata.findBlob(repository, digest)
+    const size = await this.#lease(repository, digest)
     if (size === undefined) throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
     return size
   }
 
   /**
-   * Opens a blob for reading; the caller closes it.
+   * Opens a blob for reading; the caller closes it, and may rely on it as after {@link statBlob}.
    * @throws RegistryError BLOB_UNKNOWN, or UNAVAILABLE when its file is missing or has another size
    */
   async openBlob(repository: RepositoryName, digest: Digest): Promise<OpenBlob> {
-    const size = await this.statBlob(repository, digest)
+    const size = await this.#sizeForReading(repository, digest)
     const reader = await this.#blobs.open(digest)
     if (reader === undefined) throw damaged(digest, 'is missing from the store')
     if (reader.size !== size) {
@@ -59,12 +66,27 @@ export class BlobService {
     return reader
   }
 
+  /** A full disk must not keep anybody from pulling: the bytes are on their way, lease or not. */
+  async #sizeForReading(repository: RepositoryName, digest: Digest): Promise<number> {
+    try {
+      return await this.statBlob(repository, digest)
+    } catch (error) {
+      const size = await this.#metadata.findBlob(repository, digest)
+      if (size === undefined) throw error
+      return size
+    }
+  }
+
+  #lease(repository: RepositoryName, digest: Digest): Promise<number | undefined> {
+    return this.#metadata.leaseBlob(repository, digest, Date.now(), this.#slack)
+  }
+
   /**
    * Gives the repository a blob that another one holds, without any bytes sent. False when there is nothing to
    * mount: missing and forbidden sources look the same (protocol UP-91, UP-93).
    */
   async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
-    if ((await this.#metadata.findBlob(repository, digest)) !== undefined) return true
+    if ((await this.#lease(repository, digest)) !== undefined) return true
     const candidates =
       source.from === 'any'
         ? await this.#metadata.listBlobRepositories(digest, mostMountSources)

@@ -10,6 +10,8 @@ import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/reference.js'
+import { leaseSlack } from './leases.js'
+import type { PullLog } from './pulls.js'
 
 export type { Condition, ManifestHead, Referrer }
 
@@ -28,6 +30,10 @@ export interface ManifestOptions {
   readonly isSparse: (repository: RepositoryName) => boolean
   /** Patterns of the repository's tags that nobody moves or deletes (protocol MF-13). */
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
+  /** Milliseconds for which a manifest stays that no tag leads to; undefined when they all do (see leases.ts). */
+  readonly untagged?: number | undefined
+  /** Hears of pulls. */
+  readonly pulls: Pick<PullLog, 'note'>
   /** Reads and checks a manifest; large ones away from the event loop. */
   readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
 }
@@ -73,13 +79,31 @@ export class ManifestService {
   /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
   async getManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest & Notice> {
     const manifest = await this.#metadata.findManifest(repository, reference)
-    return manifest ?? this.#unknown(repository, reference)
+    if (manifest === undefined) return this.#unknown(repository, reference)
+    await this.#rely(repository, reference, manifest.digest)
+    return manifest
   }
 
   /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
   async headManifest(repository: RepositoryName, reference: Reference): Promise<ManifestHead & Notice> {
     const manifest = await this.#metadata.findManifestHead(repository, reference)
-    return manifest ?? this.#unknown(repository, reference)
+    if (manifest === undefined) return this.#unknown(repository, reference)
+    await this.#rely(repository, reference, manifest.digest)
+    return manifest
+  }
+
+  /**
+   * Whoever was told of a manifest may rely on it. By a tag they get to it as long as the tag is there, and then
+   * for a while; by its digest alone only a lease keeps it.
+   */
+  async #rely(repository: RepositoryName, reference: Reference, digest: Digest): Promise<void> {
+    const { untagged, pulls } = this.#options
+    pulls.note(repository, reference, digest)
+    if (untagged === undefined || reference.kind === 'tag') return
+    const slack = leaseSlack(untagged)
+    if (!(await this.#metadata.leaseManifest(repository, digest, Date.now(), slack))) {
+      await this.#unknown(repository, reference)
+    }
   }
 
   async #unknown(repository: RepositoryName, reference: Reference): Promise<never> {
@@ -134,7 +158,7 @@ export class ManifestService {
   /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable */
   async deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
-    const result = await this.#metadata.deleteTag(repository, tag, immutable)
+    const result = await this.#metadata.deleteTag(repository, tag, immutable, Date.now())
     if (result.outcome === 'immutable') throw immutableTag(result.tag)
     if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'tag', tag })
   }

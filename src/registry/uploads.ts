@@ -6,9 +6,13 @@ import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
 import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import { leaseSlack } from './leases.js'
 
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
 const turnPatience = 10_000
+
+/** Said to whoever pushes a blob for which its last bytes are being removed longer than that. */
+const stillGoing = 'garbage collection is removing an older copy of this blob: try again'
 
 /** Sessions that one round of expiry ends at once. */
 const expiryBatch = 500
@@ -21,6 +25,8 @@ export interface UploadOptions {
   readonly maxPerRepository: number
   /** Bytes that a blob may have. */
   readonly maxBlobSize: number
+  /** Milliseconds for which a blob stays that somebody relies on (see leases.ts). */
+  readonly grace: number
 }
 
 /** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
@@ -107,7 +113,11 @@ export class UploadService {
    */
   async finishUpload(key: UploadKey, digest: Digest, chunk: Chunk): Promise<void> {
     try {
-      await this.#withTurn(key, (upload, holder) => this.#finish(key, digest, chunk, { upload, holder }))
+      await this.#withTurn(
+        key,
+        (upload, holder) => this.#finish(key, digest, chunk, { upload, holder }),
+        digest,
+      )
     } catch (error) {
       const isUnknown = error instanceof RegistryError && error.kind === 'BLOB_UPLOAD_UNKNOWN'
       if (!isUnknown || !(await this.#isFinished(key, digest))) throw error
@@ -181,10 +191,17 @@ export class UploadService {
     return count
   }
 
-  /** Runs one step on an upload while nobody else can, whichever worker they reach (protocol UP-47). */
-  async #withTurn<T>(key: UploadKey, step: (upload: Upload, holder: string) => Promise<T>): Promise<T> {
+  /**
+   * Runs one step on an upload while nobody else can, whichever worker they reach (protocol UP-47).
+   * @param finishing the digest of the blob that the step makes
+   */
+  async #withTurn<T>(
+    key: UploadKey,
+    step: (upload: Upload, holder: string) => Promise<T>,
+    finishing?: Digest,
+  ): Promise<T> {
     const holder = `${this.#options.holder}${randomUUID()}`
-    const upload = await this.#takeTurn(key, holder)
+    const upload = await this.#takeTurn(key, holder, finishing)
     try {
       return await step(upload, holder)
     } catch (error) {
@@ -204,14 +221,15 @@ export class UploadService {
     }
   }
 
-  async #takeTurn(key: UploadKey, holder: string): Promise<Upload> {
+  async #takeTurn(key: UploadKey, holder: string, finishing: Digest | undefined): Promise<Upload> {
     this.#owned(await this.#metadata.findUpload(key.id), key)
     const deadline = performance.now() + turnPatience
     for (let pause = 5; ; pause = Math.min(pause * 2, 100)) {
-      const taken = await this.#metadata.takeTurn(key.id, holder)
+      const taken = await this.#metadata.takeTurn(key.id, holder, finishing)
       if (taken === 'unknown') throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
-      if (taken !== 'busy') return taken
+      if (typeof taken === 'object') return taken
       if (performance.now() > deadline) {
+        if (taken === 'condemned') throw new RegistryError('UNAVAILABLE', stillGoing, { retryAfter: 1 })
         const upload = this.#owned(await this.#metadata.findUpload(key.id), key)
         throw new UploadRangeError(upload, 'another request is writing to this upload')
       }
@@ -222,7 +240,8 @@ export class UploadService {
   /** UP-62: a client that lost the answer asks again; the blob that it wants is there. */
   async #isFinished(key: UploadKey, digest: Digest): Promise<boolean> {
     if ((await this.#metadata.findUpload(key.id)) !== undefined) return false
-    return (await this.#metadata.findBlob(key.repository, digest)) !== undefined
+    const slack = leaseSlack(this.#options.grace)
+    return (await this.#metadata.leaseBlob(key.repository, digest, Date.now(), slack)) !== undefined
   }
 
   #owned(upload: Upload | undefined, key: UploadKey): Upload {

@@ -67,7 +67,7 @@ async function push({ root, size }: { root: string; size: number }): Promise<voi
   const told = { offset: 0, digest: undefined, limit: size, algorithm: 'sha256' as const }
   say('ready')
   await metadata.startUpload({ id: 'one', repository, owner: '', algorithm: 'sha256' }, 10, 1)
-  await metadata.takeTurn('one', 'child')
+  await metadata.takeTurn('one', 'child', digest)
   await blobs.append('one', bodyOf(...cut(bytes, 65_536)), told)
   say('appended')
   await blobs.commit('one', digest, size)
@@ -176,12 +176,12 @@ async function durable({ path }: { path: string }): Promise<void> {
     startUpload: () => metadata.startUpload(upload, 10, 1),
     takeTurn: () => metadata.takeTurn('one', 'me'),
     saveProgress: () => metadata.saveProgress('one', 'me', { offset: 1, digest: undefined }, 1),
-    takeTurnAgain: () => metadata.takeTurn('one', 'me'),
+    takeTurnAgain: () => metadata.takeTurn('one', 'me', digest),
     finishUpload: () => metadata.finishUpload('one', 'me', { digest, size: 2 }, 1),
     mountBlob: () => metadata.mountBlob(other, digest, repository, 1),
     unlinkBlob: () => metadata.unlinkBlob(other, digest),
     putManifest: () => metadata.putManifest(emptyManifest(digest)),
-    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), []),
+    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), [], 1),
     deleteManifest: () => metadata.deleteManifest(repository, digest, []),
     startAnother: () => metadata.startUpload(upload, 10, 1),
     expireUploads: () => metadata.expireUploads(2, 10),

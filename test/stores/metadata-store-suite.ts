@@ -48,7 +48,7 @@ async function addBlob(
   size = 10,
 ): Promise<void> {
   const id = await startUpload(store, repository)
-  await store.takeTurn(id, 'pusher')
+  await store.takeTurn(id, 'pusher', digest)
   await store.finishUpload(id, 'pusher', { digest, size }, now)
 }
 
@@ -87,7 +87,7 @@ async function deleteTag(
   tag: string,
   immutable: string[] = [],
 ): Promise<string> {
-  return told(await store.deleteTag(repository, parseTag(tag), immutable))
+  return told(await store.deleteTag(repository, parseTag(tag), immutable, now))
 }
 
 /** Deletes a manifest; says the same. */
@@ -260,7 +260,7 @@ function testSessions(t: Test, newPlace: NewPlace<MetadataStore>): void {
       store.startUpload({ id, repository: team, owner: '', algorithm: 'sha256' }, 1, now)
     t.equal(await start('finished'), true, 'the first')
     t.equal(await start('x'), false, 'no second')
-    await store.takeTurn('finished', 'me')
+    await store.takeTurn('finished', 'me', of('a'))
     await store.finishUpload('finished', 'me', { digest: of('a'), size: 1 }, now)
     t.equal(await start('removed'), true, 'after the first was finished')
     await store.removeUpload('removed', undefined)
@@ -276,7 +276,7 @@ function testSessions(t: Test, newPlace: NewPlace<MetadataStore>): void {
       const blob = { digest: of('a'), size: 123 }
       const id = await startUpload(store)
       t.equal(await store.finishUpload(id, 'me', blob, now), false, 'not without the turn')
-      await store.takeTurn(id, 'me')
+      await store.takeTurn(id, 'me', blob.digest)
       t.equal(await store.finishUpload(id, 'you', blob, now), false, 'not by somebody else')
       t.equal(await store.finishUpload('never', 'me', blob, now), false, 'not one that is not there')
       t.equal(await store.findBlob(team, blob.digest), undefined, 'nothing is recorded by these')
@@ -297,7 +297,7 @@ function testSessions(t: Test, newPlace: NewPlace<MetadataStore>): void {
         startUpload(stores[0], parseRepositoryName(`team-${number % 25}`)),
       ),
     )
-    await Promise.all(ids.map((id) => stores[0].takeTurn(id, id)))
+    await Promise.all(ids.map((id) => stores[0].takeTurn(id, id, of('a'))))
     const blob = { digest: of('a'), size: 5 }
     const finished = await Promise.all(
       ids.map((id, number) => (stores[number % 2] ?? stores[0]).finishUpload(id, id, blob, now)),
@@ -314,9 +314,9 @@ function testSessions(t: Test, newPlace: NewPlace<MetadataStore>): void {
     const place = await openPlace(t, newPlace)
     const stores = [await place.open(), await place.open()] as const
     const id = await startUpload(stores[0])
-    await stores[0].takeTurn(id, 'me')
+    await stores[0].takeTurn(id, 'me', of('a'))
     const tries = Array.from({ length: 20 }, (_, number) =>
-      (stores[number % 2] ?? stores[0]).finishUpload(id, 'me', { digest: of(`${number}`), size: 1 }, now),
+      (stores[number % 2] ?? stores[0]).finishUpload(id, 'me', { digest: of('a'), size: 1 }, now),
     )
     t.equal((await Promise.all(tries)).filter((isFinished) => isFinished).length, 1, 'once')
     t.equal((await stores[0].totals()).blobs, 1, 'with one blob')

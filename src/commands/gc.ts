@@ -1,0 +1,184 @@
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Digest } from '../oci/digest.js'
+import { parseDigest } from '../oci/digest.js'
+import type { CollectionReport, GarbageOptions } from '../registry/gc.js'
+import { explainDigest, type Reason } from '../registry/gc-explain.js'
+import { previewCollection } from '../registry/gc-preview.js'
+import { createCollector } from '../stores.js'
+import { type Command, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
+import { type Place, withPlace } from './store.js'
+import { formatJson, formatTable, formatTime } from './table.js'
+
+/** Milliseconds for which a command waits for a collection of the server. */
+const patience = 60_000
+
+/** Milliseconds between two words about how far it is: on a terminal, and elsewhere. */
+const terminalInterval = 200
+const pipeInterval = 5000
+
+/** `boathouse gc` */
+export const gc: Command = {
+  usage: `Garbage collection: what nobody needs any more is removed from the disk
+
+  boathouse gc                    collect now, beside a running server too; Ctrl-C stops it, the next one goes on
+  boathouse gc --dry-run          say what would go
+  boathouse gc --explain DIGEST   say why a blob or a manifest is kept, or when it goes
+  boathouse gc --unknown          remove files that the index does not know even when they are many
+
+  --json          answer in JSON
+${sharedUsage}
+
+The server collects by itself: gc.interval says how often, gc.grace how long unused blobs stay, gc.untagged how long
+manifests without a tag do.`,
+
+  async run(args) {
+    const { values, positionals } = parse(args, {
+      'dry-run': { type: 'boolean' },
+      json: { type: 'boolean' },
+      unknown: { type: 'boolean' },
+      explain: { type: 'string' },
+    })
+    words(positionals)
+    const { explain, unknown = false, json = false, 'dry-run': isDry = false } = values
+    if ([explain !== undefined, unknown, isDry].filter(Boolean).length > 1) {
+      throw new Misuse('--dry-run, --explain and --unknown do not go together.')
+    }
+    const digest = explain === undefined ? undefined : readDigest(explain)
+    return withPlace(values, async (place) => {
+      if (digest !== undefined) return tellReasons(place, digest, json)
+      const report = isDry
+        ? await previewCollection(place.stores.collection, optionsOf(place))
+        : await collect(place, unknown)
+      tellReport(report, { json, isDry })
+      return report.isInterrupted ? 1 : 0
+    })
+  },
+}
+
+function readDigest(text: string): Digest {
+  try {
+    return parseDigest(text)
+  } catch {
+    throw new Misuse('--explain takes a digest such as sha256:0123….')
+  }
+}
+
+function optionsOf({ config }: Place): GarbageOptions {
+  return { holder: 'command:', ...config.gc }
+}
+
+async function collect(place: Place, unknown: boolean): Promise<CollectionReport> {
+  const collector = createCollector(place.config, place.stores, `command-${process.pid}`)
+  const stop = new AbortController()
+  const onSignal = () => stop.abort()
+  process.on('SIGINT', onSignal)
+  process.on('SIGTERM', onSignal)
+  const progress = showProgress()
+  try {
+    const deadline = performance.now() + patience
+    for (;;) {
+      const report = await collector.collect({
+        strangers: unknown ? 'all' : 'some',
+        signal: stop.signal,
+        onProgress: progress.show,
+      })
+      if (report !== undefined) {
+        const { blobs, bytes } = report
+        place.audit('garbage collected', { blobs, bytes })
+        return report
+      }
+      if (stop.signal.aborted || performance.now() > deadline) {
+        throw new Refusal('The server is collecting garbage already: nothing is left to do here.')
+      }
+      await delay(200)
+    }
+  } finally {
+    progress.end()
+    process.off('SIGINT', onSignal)
+    process.off('SIGTERM', onSignal)
+  }
+}
+
+/** A line that changes on a terminal, a line now and then in a pipe; both beside the answer. */
+function showProgress() {
+  const isTerminal = process.stderr.isTTY === true
+  const interval = isTerminal ? terminalInterval : pipeInterval
+  let shownAt = performance.now()
+  let isShown = false
+  return {
+    show({ blobs, bytes }: CollectionReport): void {
+      if (performance.now() - shownAt < interval) return
+      shownAt = performance.now()
+      isShown = true
+      const line = `removed ${blobs} blobs, ${formatBytes(bytes)}`
+      if (isTerminal) process.stderr.write(`\r\x1b[K${line}`)
+      else note(line)
+    },
+    end(): void {
+      if (isTerminal && isShown) process.stderr.write('\r\x1b[K')
+    },
+  }
+}
+
+function tellReport(report: CollectionReport, { json, isDry }: { json: boolean; isDry: boolean }): void {
+  const repositories = [...report.repositories].sort(([one], [other]) => (one < other ? -1 : 1))
+  if (json) {
+    const { blobs, bytes, strangersLeft, isInterrupted } = report
+    const list = repositories.map(([name, counts]) => ({ name, ...counts }))
+    say(
+      formatJson({
+        dryRun: isDry,
+        blobs,
+        bytes,
+        unknownLeft: strangersLeft,
+        interrupted: isInterrupted,
+        repositories: list,
+      }),
+    )
+    return
+  }
+  if (repositories.length > 0) {
+    const rows = repositories.map(([name, { manifests, blobs, bytes }]) => [
+      name,
+      String(manifests),
+      String(blobs),
+      formatBytes(bytes),
+    ])
+    say(formatTable(['REPOSITORY', 'MANIFESTS', 'BLOBS', 'BYTES'], rows))
+  }
+  const freed = `${report.blobs} blobs, ${formatBytes(report.bytes)}`
+  say(
+    isDry
+      ? `Would free ${freed}.`
+      : `Freed ${freed}${report.isInterrupted ? '; interrupted, the next collection goes on' : ''}.`,
+  )
+  if (report.strangersLeft > 0) {
+    note(
+      `${report.strangersLeft} files are unknown to the index and were left: is it an older index? --unknown removes them.`,
+    )
+  }
+}
+
+async function tellReasons(place: Place, digest: Digest, json: boolean): Promise<number> {
+  const reasons = await explainDigest(place.stores.collection, optionsOf(place), digest)
+  if (json) say(formatJson({ digest, reasons }))
+  else if (reasons.length === 0) say(`The index does not know ${digest}.`)
+  else for (const reason of reasons) say(sentence(reason))
+  return reasons.length === 0 ? 1 : 0
+}
+
+function sentence({ what, isKept, until, why }: Reason): string {
+  if (!isKept) return `${what}: goes with the next collection: ${why}`
+  return `${what}: kept${until === undefined ? '' : ` until ${formatTime(until, '')}`}: ${why}`
+}
+
+function formatBytes(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  let value = bytes
+  let at = 0
+  while (value >= 1024 && at < units.length - 1) {
+    value /= 1024
+    at++
+  }
+  return `${at === 0 ? value : value.toFixed(1)} ${units[at]}`
+}

@@ -1,0 +1,161 @@
+import type { Database } from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type {
+  CollectionSums,
+  CondemnedBlob,
+  LinkKey,
+  RemovedLink,
+  RemovedManifest,
+  StepResult,
+} from './collection-store.js'
+
+/** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
+const longestStep = 8
+
+/** Manifests above one that are looked at; one with more than these stays until they have gone. */
+const mostAbove = 200
+
+/**
+ * Manifests from which one can be reached: indexes that list it, its subject, and theirs, and so on. To be
+ * continued with a SELECT from `above`; takes :id and :most.
+ */
+export const manifestsAbove = `WITH RECURSIVE above (id, repository_id, digest, subject) AS (
+  SELECT id, repository_id, digest, subject FROM manifest WHERE id = :id
+  UNION
+  SELECT m.id, m.repository_id, m.digest, m.subject FROM above
+    JOIN manifest_child c ON c.repository_id = above.repository_id AND c.digest = above.digest
+    JOIN manifest m ON m.id = c.manifest_id
+  UNION
+  SELECT m.id, m.repository_id, m.digest, m.subject FROM above
+    JOIN manifest m ON m.repository_id = above.repository_id AND m.digest = above.subject
+  LIMIT :most
+)`
+
+/** The steps of a collection that write; see CollectionStore for what each of them promises. */
+export function prepareCollection(db: Database) {
+  return { ...prepareNames(db), ...prepareBytes(db) }
+}
+
+/** Looks at candidates one by one until they are done or the time is over. */
+function step<Candidate, Item>(
+  candidates: readonly Candidate[],
+  look: (candidate: Candidate) => readonly Item[],
+): StepResult<Item> {
+  const end = performance.now() + longestStep
+  const items: Item[] = []
+  let handled = 0
+  for (const candidate of candidates) {
+    items.push(...look(candidate))
+    handled++
+    if (performance.now() > end) break
+  }
+  return { handled, items }
+}
+
+/** A manifest with all that leads to it, if all of it may go; else nothing. */
+export function prepareRemoval(db: Database) {
+  const above = db.prepare<
+    { id: number; most: number },
+    RemovedManifest & { id: number; usedAt: number; isTagged: number }
+  >(
+    `${manifestsAbove}
+     SELECT m.id, r.name AS repository, m.digest, max(m.created_at, coalesce(u.leased_at, 0)) AS usedAt,
+       EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id) AS isTagged
+     FROM above JOIN manifest m ON m.id = above.id JOIN repository r ON r.id = m.repository_id
+     LEFT JOIN manifest_use u ON u.manifest_id = m.id`,
+  )
+  return function previewRemoval(id: number, before: number): (RemovedManifest & { id: number })[] {
+    const all = above.all({ id, most: mostAbove + 1 })
+    const isKept =
+      all.length > mostAbove || all.some(({ isTagged, usedAt }) => isTagged === 1 || usedAt >= before)
+    return isKept ? [] : all.map(({ repository, digest, id }) => ({ repository, digest, id }))
+  }
+}
+
+function prepareNames(db: Database) {
+  const previewRemoval = prepareRemoval(db)
+  const deleteManifest = db.prepare('DELETE FROM manifest WHERE id = ?')
+  const removeLink = db.prepare(
+    `DELETE FROM blob_link WHERE repository_id = :repositoryId AND blob_id = :blobId AND linked_at < :before
+     AND NOT EXISTS (SELECT 1 FROM manifest_child c JOIN blob b ON b.digest = c.digest
+                     WHERE b.id = :blobId AND c.repository_id = :repositoryId)`,
+  )
+  const linked = db.prepare<[number, number], RemovedLink>(
+    `SELECT r.name AS repository, b.digest, b.size FROM blob b, repository r WHERE b.id = ? AND r.id = ?`,
+  )
+
+  return {
+    removeManifests(ids: readonly number[], before: number): StepResult<RemovedManifest> {
+      return step(ids, (id) => {
+        const all = previewRemoval(id, before)
+        for (const row of all) deleteManifest.run(row.id)
+        return all.map(({ repository, digest }) => ({ repository, digest }))
+      })
+    },
+
+    removeLinks(links: readonly LinkKey[], before: number): StepResult<RemovedLink> {
+      return step(links, ({ repositoryId, blobId }) => {
+        if (removeLink.run({ repositoryId, blobId, before }).changes === 0) return []
+        return linked.all(blobId, repositoryId)
+      })
+    },
+  }
+}
+
+function prepareBytes(db: Database) {
+  const condemn = db.prepare<{ digest: string; holder: string; before: number }, CondemnedBlob>(
+    `UPDATE blob SET state = 'condemned', holder = :holder
+     WHERE digest = :digest AND state = 'live' AND created_at < :before
+       AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = blob.id)
+       AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = :digest)
+     RETURNING digest, size`,
+  )
+  const condemnFile = db.prepare<
+    { digest: string; size: number; holder: string; now: number },
+    CondemnedBlob
+  >(
+    `INSERT INTO blob (digest, size, created_at, state, holder)
+     SELECT :digest, :size, :now, 'condemned', :holder
+     WHERE NOT EXISTS (SELECT 1 FROM blob WHERE digest = :digest)
+       AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = :digest)
+     RETURNING digest, size`,
+  )
+  const release = db.prepare("UPDATE blob SET holder = NULL WHERE state = 'condemned' AND holder IS NOT NULL")
+  const claim = db.prepare<[string, number], CondemnedBlob>(
+    `UPDATE blob SET holder = ? WHERE id IN (
+       SELECT id FROM blob WHERE state = 'condemned' AND holder IS NULL
+         AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = blob.digest) LIMIT ?
+     ) RETURNING digest, size`,
+  )
+  const record = db.prepare(
+    'UPDATE collection SET ended = ended + 1, blobs = blobs + ?, bytes = bytes + ?, ended_at = ?, milliseconds = ?',
+  )
+  const forget = db.prepare("DELETE FROM blob WHERE digest = ? AND state = 'condemned' AND holder = ?")
+
+  return {
+    condemnBlobs(digests: readonly Digest[], holder: string, before: number): StepResult<CondemnedBlob> {
+      return step(digests, (digest) => condemn.all({ digest, holder, before }))
+    },
+
+    condemnFiles(files: readonly CondemnedBlob[], holder: string, now: number): CondemnedBlob[] {
+      return files.flatMap(({ digest, size }) => condemnFile.all({ digest, size, holder, now }))
+    },
+
+    recordCollection({ blobs, bytes, endedAt, milliseconds }: CollectionSums): void {
+      record.run(blobs, bytes, endedAt, Math.round(milliseconds))
+    },
+
+    /** For who knows that no collector is alive. */
+    releaseCondemned(): void {
+      release.run()
+    },
+
+    claimCondemned(holder: string, limit: number): CondemnedBlob[] {
+      return claim.all(holder, limit)
+    },
+
+    forgetBlobs(digests: readonly Digest[], holder: string): void {
+      for (const digest of digests) forget.run(digest, holder)
+    },
+  }
+}

@@ -1,0 +1,218 @@
+import type { Database } from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type { Child } from '../src/oci/manifest.js'
+import type { RepositoryName, Tag } from '../src/oci/reference.js'
+import { matchesTag } from '../src/oci/tag-pattern.js'
+import type { Condition, DeleteResult, NewManifest, Pull, PutManifestResult } from './metadata-store.js'
+import { prepareRepositoryId } from './sqlite-blob-operations.js'
+
+/** Manifests and tags. */
+export function prepareManifests(db: Database) {
+  const repositoryId = prepareRepositoryId(db)
+  const insert = db.prepare<unknown[], { id: number; createdAt: number }>(
+    `INSERT INTO manifest
+         (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (repository_id, digest) DO UPDATE SET
+         media_type = excluded.media_type, subject = excluded.subject,
+         artifact_type = excluded.artifact_type, annotations = excluded.annotations
+       RETURNING id, created_at AS createdAt`,
+  )
+  const insertChild = db.prepare(
+    `INSERT INTO manifest_child (repository_id, digest, manifest_id, role) VALUES (?, ?, ?, ?)
+     ON CONFLICT DO NOTHING`,
+  )
+  const setTag = db.prepare(
+    `INSERT INTO tag (repository_id, name, manifest_id, updated_at) VALUES (?, ?, ?, ?)
+     ON CONFLICT (repository_id, name)
+     DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at`,
+  )
+  const tagTarget = db
+    .prepare<[number, string], number>('SELECT manifest_id FROM tag WHERE repository_id = ? AND name = ?')
+    .pluck()
+  const deleteTag = db
+    .prepare<[string, string], number>(
+      `DELETE FROM tag WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?
+       RETURNING manifest_id`,
+    )
+    .pluck()
+  const findId = db
+    .prepare<[string, string], number>(
+      'SELECT m.id FROM manifest m JOIN repository r ON r.id = m.repository_id WHERE r.name = ? AND m.digest = ?',
+    )
+    .pluck()
+  const lease = db.prepare(
+    `INSERT INTO manifest_use (manifest_id, leased_at) VALUES (?, ?)
+     ON CONFLICT (manifest_id) DO UPDATE SET leased_at = max(coalesce(leased_at, 0), excluded.leased_at)`,
+  )
+  const notePull = db.prepare(
+    `INSERT INTO manifest_use (manifest_id, pulled_at) VALUES (?, ?)
+     ON CONFLICT (manifest_id) DO UPDATE SET pulled_at = max(coalesce(pulled_at, 0), excluded.pulled_at)`,
+  )
+  const noteTagPull = db.prepare(
+    `UPDATE tag SET pulled_at = max(coalesce(pulled_at, 0), ?)
+     WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?`,
+  )
+  const deleteManifest = db.prepare(
+    'DELETE FROM manifest WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND digest = ?',
+  )
+  const tagged = db
+    .prepare<[number, string], Digest>(
+      `SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest_id
+       WHERE t.repository_id = ? AND t.name = ?`,
+    )
+    .pluck()
+  const present = db
+    .prepare<[number, string], Digest>('SELECT digest FROM manifest WHERE repository_id = ? AND digest = ?')
+    .pluck()
+  const checkChildren = prepareCheckChildren(db)
+  const hasTag = db
+    .prepare(
+      'SELECT 1 FROM tag t JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND t.name = ?',
+    )
+    .pluck()
+  // An immutable tag also keeps what its index lists, at any depth.
+  const tagsAbove = db
+    .prepare<{ repository: string; digest: string }, Tag>(
+      `WITH RECURSIVE above (id, repository_id, digest) AS (
+         SELECT m.id, m.repository_id, m.digest FROM manifest m JOIN repository r ON r.id = m.repository_id
+         WHERE r.name = :repository AND m.digest = :digest
+         UNION
+         SELECT m.id, m.repository_id, m.digest FROM above
+         JOIN manifest_child c ON c.repository_id = above.repository_id AND c.digest = above.digest
+         JOIN manifest m ON m.id = c.manifest_id
+       )
+       SELECT t.name FROM above JOIN tag t ON t.manifest_id = above.id`,
+    )
+    .pluck()
+
+  function currentDigest(repository: number, manifest: NewManifest): Digest | undefined {
+    const [tag] = manifest.tags
+    return tag === undefined ? present.get(repository, manifest.digest) : tagged.get(repository, tag)
+  }
+
+  /** What a tag pointed at until now has a while left, as what was just pushed. */
+  function moveTag(repository: number, tag: Tag, manifest: number, now: number): void {
+    const before = tagTarget.get(repository, tag)
+    if (before !== undefined && before !== manifest) lease.run(before, now)
+    setTag.run(repository, tag, manifest, now)
+  }
+
+  return {
+    putManifest(manifest: NewManifest): PutManifestResult {
+      const { digest, now } = manifest
+      const repository = repositoryId(manifest.repository, now)
+      if (!holds(manifest.condition, currentDigest(repository, manifest))) {
+        return { outcome: 'condition-failed' }
+      }
+      const moved = manifest.tags.find((tag) => {
+        const current = isImmutable(tag, manifest.immutable) ? tagged.get(repository, tag) : undefined
+        return current !== undefined && current !== digest
+      })
+      if (moved !== undefined) return { outcome: 'immutable', tag: moved }
+      const refusal = checkChildren(repository, manifest)
+      if (refusal !== undefined) return refusal
+      const stored = insert.get(
+        repository,
+        digest,
+        manifest.mediaType,
+        manifest.bytes.byteLength,
+        manifest.subject ?? null,
+        manifest.artifactType ?? null,
+        manifest.subject === undefined || manifest.annotations === undefined
+          ? null
+          : JSON.stringify(manifest.annotations),
+        now,
+        manifest.bytes,
+      )
+      if (stored === undefined) throw new Error('a manifest that was put has no row')
+      const { id } = stored
+      if (stored.createdAt !== now) lease.run(id, now)
+      for (const child of manifest.children) insertChild.run(repository, child.digest, id, child.role)
+      for (const tag of manifest.tags) moveTag(repository, tag, id, now)
+      return { outcome: 'stored' }
+    },
+
+    renewManifest(repository: RepositoryName, digest: Digest, now: number): boolean {
+      const id = findId.get(repository, digest)
+      if (id === undefined) return false
+      lease.run(id, now)
+      return true
+    },
+
+    /** What has gone meanwhile is left out. */
+    recordPulls(pulls: readonly Pull[]): void {
+      for (const { repository, digest, tag, at } of pulls) {
+        const id = findId.get(repository, digest)
+        if (id !== undefined) notePull.run(id, at)
+        if (tag !== undefined) noteTagPull.run(at, repository, tag)
+      }
+    },
+
+    deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[], now: number): DeleteResult {
+      if (isImmutable(tag, immutable) && hasTag.get(repository, tag) !== undefined) {
+        return { outcome: 'immutable', tag }
+      }
+      const manifest = deleteTag.get(repository, tag)
+      if (manifest === undefined) return { outcome: 'unknown' }
+      lease.run(manifest, now) // who deletes a tag may want it back
+      return { outcome: 'deleted' }
+    },
+
+    /** The tags and the edges go with it by their foreign keys. */
+    deleteManifest(repository: RepositoryName, digest: Digest, immutable: readonly string[]): DeleteResult {
+      const tags = immutable.length === 0 ? [] : tagsAbove.all({ repository, digest })
+      const kept = tags.find((tag) => isImmutable(tag, immutable))
+      if (kept !== undefined) return { outcome: 'immutable', tag: kept }
+      return { outcome: deleteManifest.run(repository, digest).changes === 1 ? 'deleted' : 'unknown' }
+    },
+  }
+}
+
+/** Compares a manifest's children with what the repository holds, all with one SELECT. */
+function prepareCheckChildren(db: Database) {
+  const sizes = db.prepare<
+    { repository: number; digests: string },
+    { digest: Digest; blob: number | null; manifest: number | null }
+  >(
+    `SELECT c.value AS digest,
+       (SELECT b.size FROM blob b JOIN blob_link l ON l.blob_id = b.id
+        WHERE b.digest = c.value AND l.repository_id = :repository) AS blob,
+       (SELECT m.size FROM manifest m
+        WHERE m.repository_id = :repository AND m.digest = c.value) AS manifest
+     FROM json_each(:digests) c`,
+  )
+
+  return function check(repository: number, manifest: NewManifest): PutManifestResult | undefined {
+    const required = manifest.children.filter((child) => child.required)
+    if (required.length === 0) return undefined
+    const digests = JSON.stringify([...new Set(required.map((child) => child.digest))])
+    const held = new Map(sizes.all({ repository, digests }).map((row) => [row.digest, row]))
+    const missing = new Set<Digest>()
+    for (const child of required) {
+      const size = heldSize(child, held.get(child.digest))
+      if (size === undefined) missing.add(child.digest)
+      else if (size !== child.size) return { outcome: 'wrong-size', digest: child.digest, size }
+    }
+    if (missing.size === 0 || manifest.sparse) return undefined
+    return { outcome: 'missing', digests: [...missing] }
+  }
+}
+
+function heldSize(
+  child: Child,
+  row: { blob: number | null; manifest: number | null } | undefined,
+): number | undefined {
+  const size = child.role === 'manifest' ? (row?.manifest ?? row?.blob) : row?.blob
+  return size ?? undefined
+}
+
+function isImmutable(tag: Tag, patterns: readonly string[]): boolean {
+  return patterns.some((pattern) => matchesTag(pattern, tag))
+}
+
+function holds(condition: Condition | undefined, current: Digest | undefined): boolean {
+  if (condition === undefined) return true
+  const named = current !== undefined && (condition.digests === 'any' || condition.digests.includes(current))
+  return condition.mode === 'match' ? named : !named
+}
