@@ -63,3 +63,14 @@ function editDistance(from: string, to: string): number {
   }
   return above[to.length] ?? 0
 }
+
+/** Like `show`, without what may hold a secret in URLs: all that stands before an @, and the query. */
+export function showUrl(value: unknown): string {
+  if (Array.isArray(value)) return show(value.map(withoutSecrets))
+  return show(withoutSecrets(value))
+}
+
+function withoutSecrets(value: unknown): unknown {
+  if (typeof value !== 'string') return value
+  return value.replace(/^(\s*[a-z][a-z\d+.-]*:\/*)?.*@/is, '$1***@').replace(/\?.*$/s, '?***')
+}

@@ -41,6 +41,10 @@ class TokenCaller implements Caller {
     return this.#account.may(action, repository)
   }
 
+  mayAdminister(repository: RepositoryName): boolean {
+    return this.#account.mayAdminister(repository)
+  }
+
   /** Whether the token in hand was got for this; who sends a password needs none. */
   isScopedFor(action: Action, resource: Resource): boolean {
     if (this.proof.via !== 'token' || resource.type === 'registry' || resource.type === 'public') return true
@@ -189,7 +193,7 @@ function neededScope(action: Action, resource: Resource, mountFrom: string | und
       return formatScope({ type: 'registry', name: 'catalog', actions: ['*'] })
     case 'repository': {
       const actions: readonly Action[] = action === 'pull' ? ['pull'] : ['pull', action]
-      const own = formatScope({ type: 'repository', name: resource.name, actions })
+      const own = formatScope({ type: 'repository', name: resource.asked ?? resource.name, actions })
       return mountFrom === undefined ? own : `${own} repository:${mountFrom}:pull`
     }
   }
