@@ -16,8 +16,11 @@ export type HashRequest =
 /** bcrypt reads 72 bytes and no more: two longer passwords that begin alike would be one (reliability S11). */
 const bcryptReads = 72
 
-/** As `nice` counts: those who are logged in go first when the cores are busy (reliability S09). */
-const niceness = 10
+/**
+ * As `nice` counts: those who are logged in go first when the cores are busy (reliability S09). No more than this, or
+ * a first login would starve where other programs take the machine.
+ */
+const niceness = 5
 
 // Linux counts this for the thread alone; elsewhere the whole process would give way.
 if (process.platform === 'linux') giveWay()
