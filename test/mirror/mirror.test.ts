@@ -115,9 +115,7 @@ t.test('PX-03: many clients of one cold blob make one upstream request', async (
   upstream.addImage('library/big', 'latest', [layer])
   t.equal((await server.request('GET', '/v2/docker.io/library/big/manifests/latest')).status, 200)
   const path = `/v2/docker.io/library/big/blobs/${digest(layer)}`
-  const replies = await Promise.all(
-Array.from({ length: 40 }, () => server.request('GET', path)),
-  )
+  const replies = await Promise.all(Array.from({ length: 40 }, () => server.request('GET', path)))
   t.ok(replies.every((reply) => reply.status === 200 && reply.body.equals(layer)))
   t.equal(upstream.blobBytesSent(digest(layer)), layer.length)
   t.equal(upstream.asked('GET', /blobs/).length, 1)
