@@ -2,10 +2,10 @@ import { randomBytes } from 'node:crypto'
 import t from 'tap'
 import { UpstreamError } from '../../src/mirror/upstream.js'
 import { parseDigest } from '../../src/oci/digest.js'
-import { within } from '../harness.js'
+import { eventually, within } from '../harness.js'
 import { startFakeUpstream } from './fake-upstream.js'
 import { faultNamed, faults } from './faults.js'
-import { clientOf, digestOf, latest, repository } from './fixture.js'
+import { clientOf, digestOf, drain, latest, repository } from './fixture.js'
 
 /** How a call ended: with the right bytes, with others, without an end, or with a failure. */
 type Outcome =
@@ -134,3 +134,24 @@ t.test(
     }
   },
 )
+
+t.test('every fault gives its connection back', async (t) => {
+  const fake = await startFakeUpstream(t)
+  const manifest = parseDigest(fake.addImage(repository, latest, [layer]))
+  const obeyed: readonly Outcome[] = ['rate-limited']
+  for (const [name, [outcome]] of Object.entries(expected)) {
+    if (obeyed.includes(outcome)) continue
+    const client = clientOf(t, fake.url, { maxConnections: 1 })
+    fake.fault = () => faultNamed(name)
+    await outcomeOf(client.getManifest(repository, latest).then(() => 'right' as const))
+    const blob = await client.openBlob(repository, digestOf(layer), 0).catch(() => undefined)
+    blob?.body.on('error', () => undefined).destroy()
+    fake.fault = () => undefined
+    const next = await within(2000, name, client.getManifest(repository, latest))
+    t.equal(next.digest, manifest, name)
+    t.equal(await within(2000, name, client.headBlob(repository, digestOf(layer))), layer.length)
+    const whole = await within(2000, name, client.openBlob(repository, digestOf(layer), 0))
+    t.ok((await drain(whole)).equals(layer))
+  }
+  await eventually('no connection is left', () => fake.openConnections === 0)
+})

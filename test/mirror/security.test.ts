@@ -84,6 +84,15 @@ t.test('S40: credentials go to the upstream’s own token service and to no othe
   const refused = clientOf(t, own, { ...trusting, realms: ['auth.test'] })
   t.equal((await failureOf(refused.getManifest(repository, latest))).failure, 'invalid', 'another port')
   t.equal(service.connections, 0)
+  fake.fault = () => challenge(`http://auth.test:${service.port}/token`)
+  const plain = clientOf(t, own, { ...trusting, realms: [`auth.test:${service.port}`] })
+  t.match(
+    (await failureOf(plain.getManifest(repository, latest))).message,
+    /without TLS/,
+    'a configured host',
+  )
+  t.equal(service.connections, 0)
+  fake.fault = () => challenge(`https://auth.test:${service.port}/token`)
   const client = clientOf(t, own, { ...trusting, realms: [`auth.test:${service.port}`] })
   t.equal(
     (await failureOf(client.getManifest(repository, latest))).failure,
@@ -276,15 +285,17 @@ t.test('S42: name servers that fail', async (t) => {
 
 t.test('S43: an answer that nobody asked for is the answer to nothing', async (t) => {
   const evil = extraAnswer(Buffer.from('{"evil":true}'), `sha256:${'e'.repeat(64)}`)
-  const poisoner = await startPoisoner(t, evil)
-  const client = clientOf(t, poisoner.url)
-  for (let n = 0; n < 40; n++) {
-    const tag = parseTag(`v${n}`)
-    const wanted = poisoner.digestOf(tag)
-    t.equal((await client.headManifest(repository, tag)).digest, wanted)
-    t.equal((await client.getManifest(repository, tag)).digest, wanted)
+  for (const when of ['at once', 'before the next'] as const) {
+    const poisoner = await startPoisoner(t, evil, when)
+    const client = clientOf(t, poisoner.url)
+    for (let n = 0; n < 20; n++) {
+      const tag = parseTag(`v${n}`)
+      const wanted = poisoner.digestOf(tag)
+      t.equal((await client.getManifest(repository, tag)).digest, wanted)
+      t.equal((await client.headManifest(repository, tag)).digest, wanted)
+    }
+    t.equal(poisoner.connections(), 40, `each request had its own connection: ${when}`)
   }
-  t.equal(poisoner.connections(), 80, 'each request had its own connection')
 
   const fake = await startFakeUpstream(t, { auth: 'bearer', user, tokenLife: 1 })
   fake.fault = ({ reply }) =>
@@ -301,7 +312,7 @@ t.test('S43: an answer that nobody asked for is the answer to nothing', async (t
 })
 
 /** A server that puts another answer behind each of its own, at once or when the next request comes. */
-async function startPoisoner(t: Test, evil: Buffer) {
+async function startPoisoner(t: Test, evil: Buffer, when: 'at once' | 'before the next') {
   const manifestOf = (tag: string) => Buffer.from(JSON.stringify({ schemaVersion: 2, tag }))
   const sockets = new Set<Socket>()
   let connections = 0
@@ -316,7 +327,8 @@ async function startPoisoner(t: Test, evil: Buffer) {
         if (requests++ > 0) socket.write(evil)
         const body = manifestOf(tag)
         const head = `HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: ${body.length}\r\ndocker-content-digest: ${digest(body)}\r\n\r\n`
-        socket.write(Buffer.concat([Buffer.from(head), method === 'GET' ? body : Buffer.alloc(0), evil]))
+        socket.write(Buffer.concat([Buffer.from(head), method === 'GET' ? body : Buffer.alloc(0)]))
+        if (when === 'at once') socket.write(evil)
       })
   })
   server.listen(0, '127.0.0.1')
@@ -362,10 +374,7 @@ t.test('S45: a certificate that is not right ends it, and TLS is not done withou
   }
   const plain = await startFakeUpstream(t, { address: '127.0.0.2' })
   const client = clientOf(t, new URL(`https://registry.test:${plain.port}`), trusting)
-  t.match(await failureOf(client.headManifest(repository, latest)), {
-    failure: 'unavailable',
-    message: /TLS/,
-  })
+  t.equal((await failureOf(client.headManifest(repository, latest))).failure, 'unavailable')
   t.equal(plain.requests.length, 0)
   const good = await startFakeUpstream(t, { address: '127.0.0.2', tls, auth: 'basic', user })
   const manifest = good.addImage(repository, latest, [layer])
