@@ -129,8 +129,8 @@ export const schema = z.strictObject({
       keyFile: path('name a PEM file with an Ed25519 private key')
         .optional()
         .describe(
-          'A PEM file with the Ed25519 key that signs tokens; unset, a key is made in the data folder at the first ' +
-            'start.',
+          'A PEM file with the Ed25519 key that signs tokens, taken up anew when it changes; unset, a key is made in ' +
+            'the data folder at the first start.',
         ),
       refresh: flag()
         .prefault('false')

@@ -2,6 +2,7 @@ import { isIPv4, isIPv6 } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { resolve } from 'node:path'
 import { z } from 'zod'
+import { show } from './words.js'
 
 /*
  * How single values are written. Each of these makes a schema for one setting; all messages of faults say what
@@ -133,7 +134,7 @@ export function patterns() {
   return list(patternHint, (text) => {
     if (text === '*') return 'write ** to mean all repositories, or team/* to mean those directly below team'
     if (text.length <= 255 && repositoryPattern.test(text)) return undefined
-    return `${JSON.stringify(text)} is not a repository pattern: ${patternHint}`
+    return `${show(text)} is not a repository pattern: ${patternHint}`
   })
 }
 
@@ -166,7 +167,7 @@ export function isNetwork(text: string): boolean {
 }
 
 function misplaced(text: string, hint: string): string {
-  return `${JSON.stringify(text)} is wrong here: ${hint}`
+  return `${show(text)} is wrong here: ${hint}`
 }
 
 /** `faultOf` says what is wrong with one of the texts, or undefined; `hint` is for what is no list of texts. */

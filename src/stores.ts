@@ -4,6 +4,7 @@ import type { BlobStore } from '../storage/blob-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
+import type { MirrorStore } from '../storage/mirror-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import { UploadService } from './registry/uploads.js'
 
@@ -12,17 +13,22 @@ export interface Stores {
   readonly blobs: BlobStore
   readonly metadata: MetadataStore
   readonly access: AccessStore
+  readonly mirrors: MirrorStore
   close(): Promise<void>
 }
 
 /** Opens the stores of a data folder that takeDataFolder has prepared. The drivers are named here alone. */
 export async function openStores(config: Config, onFatal: (error: Error) => void): Promise<Stores> {
-  const { metadata, access } = await openSqliteStores({ path: dataPaths(config.data).database, onFatal })
+  const { metadata, access, mirrors } = await openSqliteStores({
+    path: dataPaths(config.data).database,
+    onFatal,
+  })
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
     metadata,
     access,
+    mirrors,
     async close() {
       await blobs.close()
       await metadata.close()

@@ -26,6 +26,32 @@ const accessTriggers = [
   )
   .join('\n')
 
+/** A mirror holds a blob as long as one of its repositories links it; its blobs and their bytes are counted. */
+const mirrorTriggers = `
+  CREATE TRIGGER mirror_link_added AFTER INSERT ON blob_link
+  WHEN (SELECT mirror FROM repository WHERE id = new.repository_id) IS NOT NULL BEGIN
+    INSERT INTO mirror_blob (mirror, blob_id, size, used_at)
+      SELECT r.mirror, b.id, b.size, new.linked_at FROM repository r, blob b
+      WHERE r.id = new.repository_id AND b.id = new.blob_id
+      ON CONFLICT DO UPDATE SET used_at = excluded.used_at;
+  END;
+  CREATE TRIGGER mirror_link_removed AFTER DELETE ON blob_link
+  WHEN (SELECT mirror FROM repository WHERE id = old.repository_id) IS NOT NULL BEGIN
+    DELETE FROM mirror_blob WHERE blob_id = old.blob_id
+      AND mirror = (SELECT mirror FROM repository WHERE id = old.repository_id)
+      AND NOT EXISTS (
+        SELECT 1 FROM blob_link l JOIN repository r ON r.id = l.repository_id
+        WHERE l.blob_id = old.blob_id AND r.mirror = mirror_blob.mirror);
+  END;
+  CREATE TRIGGER mirror_blob_added AFTER INSERT ON mirror_blob BEGIN
+    INSERT INTO mirror (name, blobs, bytes) VALUES (new.mirror, 1, new.size)
+      ON CONFLICT (name) DO UPDATE SET blobs = blobs + 1, bytes = bytes + excluded.bytes;
+  END;
+  CREATE TRIGGER mirror_blob_removed AFTER DELETE ON mirror_blob BEGIN
+    UPDATE mirror SET blobs = blobs - 1, bytes = bytes - old.size WHERE name = old.mirror;
+  END;
+`
+
 /*
  * Digests are kept as text: readable in any SQLite shell, and the tables that repeat them often point at a row
  * by its id instead. `bytes` is the last column of `manifest` so that a query for the other columns does not
@@ -168,6 +194,42 @@ const migrations: readonly Migration[] = [
       ) STRICT;
       INSERT INTO probe VALUES (1, 0);
       ${accessTriggers}
+    `,
+  },
+  {
+    version: 3,
+    sql: `
+      ALTER TABLE repository ADD COLUMN mirror TEXT;
+      ALTER TABLE tag ADD COLUMN checked_at INTEGER;
+      ALTER TABLE upload ADD COLUMN size INTEGER;
+
+      CREATE TABLE lease (
+        key TEXT PRIMARY KEY,
+        holder TEXT NOT NULL
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE mirror (
+        name TEXT PRIMARY KEY,
+        blobs INTEGER NOT NULL DEFAULT 0,
+        bytes INTEGER NOT NULL DEFAULT 0,
+        hits INTEGER NOT NULL DEFAULT 0,
+        misses INTEGER NOT NULL DEFAULT 0,
+        bytes_fetched INTEGER NOT NULL DEFAULT 0,
+        bytes_saved INTEGER NOT NULL DEFAULT 0,
+        health TEXT,
+        health_at INTEGER
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE mirror_blob (
+        mirror TEXT NOT NULL,
+        blob_id INTEGER NOT NULL REFERENCES blob (id),
+        size INTEGER NOT NULL,
+        used_at INTEGER NOT NULL,
+        PRIMARY KEY (mirror, blob_id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX mirror_blob_by_use ON mirror_blob (mirror, used_at);
+      CREATE INDEX mirror_blob_by_blob ON mirror_blob (blob_id);
+      ${mirrorTriggers}
     `,
   },
 ]

@@ -17,8 +17,10 @@ import type {
   Upload,
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
+import type { MirrorStore } from './mirror-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { openDatabase } from './sqlite-connection.js'
+import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
@@ -55,10 +57,11 @@ export function readSchemaVersion(path: string): number | undefined {
   }
 }
 
-/** The two ports that one database serves. Closing the first closes both. */
+/** The ports that one database serves. Closing the first closes all. */
 export interface SqliteStores {
   readonly metadata: MetadataStore
   readonly access: AccessStore
+  readonly mirrors: MirrorStore
 }
 
 /**
@@ -71,6 +74,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
   return {
     metadata: new SqliteMetadataStore(options.path, db, writer),
     access: new SqliteAccessStore(db, writer),
+    mirrors: new SqliteMirrorStore(db, writer),
   }
 }
 

@@ -5,6 +5,7 @@ import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import { matchesTag } from '../src/oci/tag-pattern.js'
 import type { Condition, DeleteResult, NewManifest, PutManifestResult, Upload } from './metadata-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
+import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
 
 /** A row of `upload` as the driver reads it. */
 export interface UploadRow {
@@ -40,18 +41,37 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseTurns',
   'removeUpload',
   'touchAccessTokens',
+  'takeFill',
+  'noteFillSize',
+  'takeLease',
+  'releaseLease',
+  'noteUses',
+  'noteWork',
 ])
 
 export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)
   const manifests = prepareManifests(db)
+  const mirrors = prepareMirrorOperations(db, {
+    ...uploads,
+    ...blobs,
+    ...manifests,
+    repositoryId: prepareRepositoryId(db),
+  })
   const probe = db.prepare('UPDATE probe SET checked_at = ?')
   return {
     ...uploads,
     ...blobs,
     ...manifests,
     ...prepareAccessOperations(db),
+    ...mirrors,
+
+    /** Whoever begins with this text is dead: what it held is free. */
+    releaseTurns(prefix: string): void {
+      uploads.releaseTurns(prefix)
+      mirrors.releaseLeases(prefix)
+    },
 
     finishUpload(
       id: string,
@@ -175,6 +195,10 @@ function prepareBlobs(db: Database) {
     add(repository: RepositoryName, blob: { digest: Digest; size: number }, now: number): void {
       insert.run(blob.digest, blob.size, now)
       link.run(repositoryId(repository, now), find.get(blob.digest), now)
+    },
+
+    linkBlob(repository: RepositoryName, blobId: number, now: number): void {
+      link.run(repositoryId(repository, now), blobId, now)
     },
 
     mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): boolean {

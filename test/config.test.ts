@@ -396,6 +396,36 @@ t.test('durations and sizes have a unit and bounds', async (t) => {
   }
 })
 
+t.test('a refused address does not show the password that is in it', (t) => {
+  const written = [
+    'https://user:SECRET@registry.example.com',
+    'https://SECRET@registry.example.com',
+    'https://user:SECRET@more@registry.example.com/',
+    'https://user:SECRET/with/slashes@registry.example.com',
+    'user:SECRET@registry.example.com',
+    `https://user:${'SECRET'.repeat(100)}@registry.example.com`,
+  ]
+  for (const text of written) {
+    for (const [name, yaml] of [
+      ['publicUrl', `publicUrl: ${text}`],
+      ['listen', `listen: ${text}`],
+      ['trustedProxies', `trustedProxies: [${text}]`],
+    ] as const) {
+      const faults = faultsOf(t, { yaml }).join('\n')
+      t.match(faults, name)
+      t.notMatch(faults, /SECRET/, `${name}: ${text.slice(0, 60)}`)
+    }
+    const variable = faultsOf(t, { env: { BOATHOUSE_PUBLIC_URL: text } }).join('\n')
+    t.match(variable, '…@registry.example.com', 'the rest is shown')
+    t.notMatch(variable, /SECRET/)
+  }
+  t.match(
+    faultsOf(t, { env: { BOATHOUSE_TLS_KEY: '/etc/no@where/key.pem' } }).join(''),
+    '/etc/no@where/key.pem',
+  )
+  t.end()
+})
+
 t.test('each setting refuses what lies outside its bounds', async (t) => {
   const refused: Record<string, string[]> = {
     data: ['{}', '[a]', '5', 'true', '""', '"a\\0b"', '~'],

@@ -1,0 +1,129 @@
+import type { Algorithm, Digest } from '../src/oci/digest.js'
+import type { RepositoryName, Tag } from '../src/oci/reference.js'
+import type { NewManifest, PutManifestResult, StoredManifest, Upload } from './metadata-store.js'
+
+/**
+ * What a repository is: `local` holds what was pushed here, `mirrored` what came from an upstream. A repository
+ * that holds nothing is `absent`.
+ */
+export type RepositoryKind = 'absent' | 'local' | 'mirrored'
+
+/** A manifest as a mirror has it. Times are milliseconds since 1970. */
+export interface MirroredManifest extends StoredManifest {
+  /** When the upstream last said that the tag points here; undefined when it never did. */
+  readonly checkedAt: number | undefined
+  readonly kind: RepositoryKind
+}
+
+/** A fill under way: a blob that comes in from an upstream. */
+export interface Fill {
+  /** Bytes of the whole blob, once the upstream has said it. */
+  readonly size: number | undefined
+  /** Whether a worker is at it. */
+  readonly isHeld: boolean
+}
+
+/** A fill to take up. */
+export interface NewFill {
+  /** The upload that holds its bytes: the same for the same blob of the same repository, on every worker. */
+  readonly id: string
+  readonly mirror: string
+  readonly repository: RepositoryName
+  readonly owner: string
+  readonly algorithm: Algorithm
+}
+
+/** What a mirror has done since its beginning. */
+export interface MirrorCounts {
+  /** Requests answered from here. */
+  readonly hits: number
+  /** Requests that had to go upstream. */
+  readonly misses: number
+  /** Bytes of blobs and manifests that came from upstream. */
+  readonly bytesFetched: number
+  /** Bytes of blobs and manifests that were sent without asking the upstream for them. */
+  readonly bytesSaved: number
+}
+
+/** How a mirror does, for people. Times are milliseconds since 1970. */
+export interface MirrorState extends MirrorCounts {
+  readonly name: string
+  /** Distinct blobs and their bytes. */
+  readonly blobs: number
+  readonly bytes: number
+  /** What the servers last said of the upstream, as JSON; undefined when none did. */
+  readonly health: string | undefined
+  readonly healthAt: number | undefined
+}
+
+/** A blob that a mirror holds. */
+export interface MirroredBlob {
+  readonly digest: Digest
+  /** Bytes. */
+  readonly size: number
+  /** Milliseconds since 1970. */
+  readonly usedAt: number
+}
+
+/**
+ * What mirrors keep beside the manifests, tags and blobs that every repository has: what was fetched from where,
+ * when it was last seen to be current and last used.
+ *
+ * As with the metadata store, one method is one use case is one transaction, and any of them may throw
+ * RegistryError UNAVAILABLE or STORAGE_FULL: then it did not happen.
+ */
+export interface MirrorStore {
+  findRepositoryKind(repository: RepositoryName): Promise<RepositoryKind>
+  /** The manifest that a tag points at, with what is known of its being current. */
+  findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined>
+
+  /**
+   * Stores what came from upstream as {@link MetadataStore.putManifest} does; its tags count as checked now.
+   * `local` when the repository holds what was pushed here: then nothing is stored.
+   */
+  putMirrored(
+    manifest: NewManifest,
+    mirror: string,
+  ): Promise<PutManifestResult | { readonly outcome: 'local' }>
+  /** Notes that the upstream still has the tag at this digest. False when the tag points elsewhere by now. */
+  noteTagChecked(repository: RepositoryName, tag: Tag, digest: Digest, now: number): Promise<boolean>
+
+  /**
+   * Takes a fill's turn, as {@link MetadataStore.takeTurn} does, and opens the fill when there is none. `local`
+   * as above.
+   */
+  takeFill(fill: NewFill, holder: string, now: number): Promise<Upload | 'busy' | 'local'>
+  /** Notes how large the blob will be, for the workers that follow. */
+  noteFillSize(id: string, holder: string, size: number): Promise<void>
+  findFill(id: string): Promise<Fill | undefined>
+  /** Links a blob that is stored already to a repository of the mirror. False when it is not stored. */
+  linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): Promise<boolean>
+
+  /**
+   * Takes the lease on something that one worker alone shall do. It dies with its holder, as turns do (see
+   * {@link MetadataStore.releaseTurns}). False while another holder has it.
+   */
+  takeLease(key: string, holder: string): Promise<boolean>
+  releaseLease(key: string, holder: string): Promise<void>
+
+  /** Notes that blobs were read, at most 1,000 in one call. Not durable: what is lost only ages a blob. */
+  noteUses(mirror: string, digests: readonly Digest[], now: number): Promise<void>
+  /** Adds to a mirror's counts and replaces what is said of its health. Not durable. */
+  noteWork(
+    mirror: string,
+    counts: MirrorCounts,
+    health: { readonly text: string; readonly at: number } | undefined,
+  ): Promise<void>
+  /** Every mirror that ever held or did something, by name. */
+  listStates(): Promise<readonly MirrorState[]>
+  /** Bytes of the distinct blobs that a mirror holds. */
+  usedBytes(mirror: string): Promise<number>
+  /** The mirror's blobs that were used longest ago. */
+  listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]>
+  /**
+   * Takes these blobs out of every repository of the mirror. What nothing links then goes with the next
+   * collection; what was pushed, or belongs to another mirror, stays.
+   * @returns how many were taken out
+   */
+  evict(mirror: string, digests: readonly Digest[]): Promise<number>
+}

@@ -1,0 +1,143 @@
+import type { Database } from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName, Tag } from '../src/oci/reference.js'
+import type { NewManifest, PutManifestResult, Upload } from './metadata-store.js'
+import type { MirrorCounts, NewFill } from './mirror-store.js'
+
+/** What the mirrors' operations use of the others'. */
+interface Base {
+  putManifest(manifest: NewManifest): PutManifestResult
+  takeTurn(id: string, holder: string): Upload | 'busy' | 'unknown'
+  linkBlob(repository: RepositoryName, blobId: number, now: number): void
+  repositoryId(name: RepositoryName, now: number): number
+}
+
+/** The operations of mirrors that write; see {@link MirrorStore} for what each promises. */
+export function prepareMirrorOperations(db: Database, base: Base) {
+  const claim = prepareClaim(db, base)
+  const checked = db.prepare(
+    'UPDATE tag SET checked_at = ? WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?',
+  )
+  const checkedAt = db.prepare(
+    `UPDATE tag SET checked_at = ?
+     WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?
+       AND manifest_id = (SELECT m.id FROM manifest m WHERE m.repository_id = tag.repository_id AND m.digest = ?)`,
+  )
+  const openFill = db.prepare(
+    `INSERT INTO upload (id, repository, owner, algorithm, offset, started_at, used_at)
+     VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT (id) DO NOTHING`,
+  )
+  const setSize = db.prepare('UPDATE upload SET size = ? WHERE id = ? AND holder = ?')
+  const findBlob = db.prepare<[string], number>('SELECT id FROM blob WHERE digest = ?').pluck()
+
+  return {
+    ...prepareMirrorNotes(db),
+    ...prepareEviction(db),
+
+    putMirrored(manifest: NewManifest, mirror: string): PutManifestResult | { readonly outcome: 'local' } {
+      if (!claim(manifest.repository, mirror, manifest.now)) return { outcome: 'local' }
+      const result = base.putManifest(manifest)
+      if (result.outcome === 'stored') {
+        for (const tag of manifest.tags) checked.run(manifest.now, manifest.repository, tag)
+      }
+      return result
+    },
+
+    noteTagChecked(repository: RepositoryName, tag: Tag, digest: Digest, now: number): boolean {
+      return checkedAt.run(now, repository, tag, digest).changes === 1
+    },
+
+    takeFill(fill: NewFill, holder: string, now: number): Upload | 'busy' | 'local' {
+      if (!claim(fill.repository, fill.mirror, now)) return 'local'
+      openFill.run(fill.id, fill.repository, fill.owner, fill.algorithm, now, now)
+      const taken = base.takeTurn(fill.id, holder)
+      return taken === 'unknown' ? 'busy' : taken
+    },
+
+    noteFillSize(id: string, holder: string, size: number): void {
+      setSize.run(size, id, holder)
+    },
+
+    linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): boolean {
+      const blob = findBlob.get(digest)
+      if (blob === undefined || !claim(repository, mirror, now)) return false
+      base.linkBlob(repository, blob, now)
+      return true
+    },
+  }
+}
+
+/** Makes a repository the mirror's, unless it holds what was pushed here. */
+function prepareClaim(db: Database, base: Base) {
+  const find = db.prepare<[string], { id: number; mirror: string | null; isUsed: number }>(
+    `SELECT r.id, r.mirror, EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
+       OR EXISTS (SELECT 1 FROM blob_link WHERE repository_id = r.id) AS isUsed
+     FROM repository r WHERE r.name = ?`,
+  )
+  const set = db.prepare('UPDATE repository SET mirror = ? WHERE id = ?')
+  return function claim(repository: RepositoryName, mirror: string, now: number): boolean {
+    const row = find.get(repository)
+    if (row?.mirror === mirror) return true
+    if (row !== undefined && row.isUsed === 1) return false
+    set.run(mirror, base.repositoryId(repository, now))
+    return true
+  }
+}
+
+function prepareMirrorNotes(db: Database) {
+  const takeLease = db.prepare('INSERT INTO lease (key, holder) VALUES (?, ?) ON CONFLICT (key) DO NOTHING')
+  const dropLease = db.prepare('DELETE FROM lease WHERE key = ? AND holder = ?')
+  const dropLeases = db.prepare('DELETE FROM lease WHERE holder >= ? AND substr(holder, 1, length(?)) = ?')
+  const use = db.prepare(
+    `UPDATE mirror_blob SET used_at = max(used_at, :now)
+     WHERE mirror = :mirror AND blob_id IN (
+       SELECT b.id FROM blob b JOIN json_each(:digests) d ON b.digest = d.value)`,
+  )
+  const work = db.prepare(
+    `INSERT INTO mirror (name, hits, misses, bytes_fetched, bytes_saved, health, health_at)
+     VALUES (:name, :hits, :misses, :bytesFetched, :bytesSaved, :health, :healthAt)
+     ON CONFLICT (name) DO UPDATE SET
+       hits = hits + excluded.hits, misses = misses + excluded.misses,
+       bytes_fetched = bytes_fetched + excluded.bytes_fetched,
+       bytes_saved = bytes_saved + excluded.bytes_saved,
+       health = coalesce(excluded.health, health), health_at = coalesce(excluded.health_at, health_at)`,
+  )
+  return {
+    takeLease(key: string, holder: string): boolean {
+      return takeLease.run(key, holder).changes === 1
+    },
+
+    releaseLease(key: string, holder: string): void {
+      dropLease.run(key, holder)
+    },
+
+    /** Leases whose holder begins with this text. */
+    releaseLeases(prefix: string): void {
+      dropLeases.run(prefix, prefix, prefix)
+    },
+
+    noteUses(mirror: string, digests: readonly Digest[], now: number): void {
+      use.run({ mirror, digests: JSON.stringify(digests), now })
+    },
+
+    noteWork(
+      mirror: string,
+      counts: MirrorCounts,
+      health: { readonly text: string; readonly at: number } | undefined,
+    ): void {
+      work.run({ name: mirror, ...counts, health: health?.text ?? null, healthAt: health?.at ?? null })
+    },
+  }
+}
+
+function prepareEviction(db: Database) {
+  const unlink = db.prepare(
+    `DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = :digest)
+       AND repository_id IN (SELECT id FROM repository WHERE mirror = :mirror)`,
+  )
+  return {
+    evict(mirror: string, digests: readonly Digest[]): number {
+      return digests.filter((digest) => unlink.run({ mirror, digest }).changes > 0).length
+    },
+  }
+}

@@ -1,0 +1,154 @@
+import type Database from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName, Tag } from '../src/oci/reference.js'
+import { toStorageError } from './errors.js'
+import type {
+  Fill,
+  MirroredBlob,
+  MirroredManifest,
+  MirrorState,
+  MirrorStore,
+  RepositoryKind,
+} from './mirror-store.js'
+import type { Writer } from './sqlite-writer-client.js'
+
+interface TaggedRow {
+  digest: Digest
+  mediaType: string
+  size: number
+  checkedAt: number | null
+  mirror: string | null
+  bytes: Uint8Array
+}
+
+function prepareQueries(db: Database.Database) {
+  return {
+    kind: db.prepare<[string], { mirror: string | null; isUsed: number }>(
+      `SELECT mirror, EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
+         OR EXISTS (SELECT 1 FROM blob_link WHERE repository_id = r.id) AS isUsed
+       FROM repository r WHERE name = ?`,
+    ),
+    tagged: db.prepare<[string, string], TaggedRow>(
+      `SELECT m.digest AS digest, m.media_type AS mediaType, m.size AS size, t.checked_at AS checkedAt,
+         r.mirror AS mirror, m.bytes AS bytes
+       FROM repository r JOIN tag t ON t.repository_id = r.id
+       JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`,
+    ),
+    fill: db.prepare<[string], { size: number | null; isHeld: number }>(
+      'SELECT size, holder IS NOT NULL AS isHeld FROM upload WHERE id = ?',
+    ),
+    states: db.prepare<
+      [],
+      Omit<MirrorState, 'health' | 'healthAt'> & { health: string | null; healthAt: number | null }
+    >(
+      `SELECT name, blobs, bytes, hits, misses, bytes_fetched AS bytesFetched, bytes_saved AS bytesSaved, health,
+         health_at AS healthAt FROM mirror ORDER BY name`,
+    ),
+    used: db.prepare<[string], number>('SELECT bytes FROM mirror WHERE name = ?').pluck(),
+    leastUsed: db.prepare<[string, number], MirroredBlob>(
+      `SELECT b.digest AS digest, m.size AS size, m.used_at AS usedAt FROM mirror_blob m
+       JOIN blob b ON b.id = m.blob_id WHERE m.mirror = ? ORDER BY m.used_at LIMIT ?`,
+    ),
+  }
+}
+
+/** See {@link MirrorStore} for what each method promises. */
+export class SqliteMirrorStore implements MirrorStore {
+  readonly #queries: ReturnType<typeof prepareQueries>
+  readonly #writer: Writer
+
+  constructor(db: Database.Database, writer: Writer) {
+    this.#queries = prepareQueries(db)
+    this.#writer = writer
+  }
+
+  async #read<T>(query: (queries: ReturnType<typeof prepareQueries>) => T): Promise<T> {
+    try {
+      return query(this.#queries)
+    } catch (error) {
+      throw toStorageError(error)
+    }
+  }
+
+  findRepositoryKind(repository: RepositoryName): Promise<RepositoryKind> {
+    return this.#read((queries) => {
+      const row = queries.kind.get(repository)
+      if (row === undefined || row.isUsed === 0) return 'absent'
+      return row.mirror === null ? 'local' : 'mirrored'
+    })
+  }
+
+  findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined> {
+    return this.#read((queries) => {
+      const row = queries.tagged.get(repository, tag)
+      if (row === undefined) return undefined
+      const { mirror, checkedAt, ...manifest } = row
+      return { ...manifest, checkedAt: checkedAt ?? undefined, kind: mirror === null ? 'local' : 'mirrored' }
+    })
+  }
+
+  putMirrored(...args: Parameters<MirrorStore['putMirrored']>): ReturnType<MirrorStore['putMirrored']> {
+    return this.#writer.run('putMirrored', ...args)
+  }
+
+  noteTagChecked(...args: Parameters<MirrorStore['noteTagChecked']>): Promise<boolean> {
+    return this.#writer.run('noteTagChecked', ...args)
+  }
+
+  takeFill(...args: Parameters<MirrorStore['takeFill']>): ReturnType<MirrorStore['takeFill']> {
+    return this.#writer.run('takeFill', ...args)
+  }
+
+  noteFillSize(...args: Parameters<MirrorStore['noteFillSize']>): Promise<void> {
+    return this.#writer.run('noteFillSize', ...args)
+  }
+
+  findFill(id: string): Promise<Fill | undefined> {
+    return this.#read((queries) => {
+      const row = queries.fill.get(id)
+      return row === undefined ? undefined : { size: row.size ?? undefined, isHeld: row.isHeld === 1 }
+    })
+  }
+
+  linkMirrored(...args: Parameters<MirrorStore['linkMirrored']>): Promise<boolean> {
+    return this.#writer.run('linkMirrored', ...args)
+  }
+
+  takeLease(...args: Parameters<MirrorStore['takeLease']>): Promise<boolean> {
+    return this.#writer.run('takeLease', ...args)
+  }
+
+  releaseLease(...args: Parameters<MirrorStore['releaseLease']>): Promise<void> {
+    return this.#writer.run('releaseLease', ...args)
+  }
+
+  noteUses(...args: Parameters<MirrorStore['noteUses']>): Promise<void> {
+    return this.#writer.run('noteUses', ...args)
+  }
+
+  noteWork(...args: Parameters<MirrorStore['noteWork']>): Promise<void> {
+    return this.#writer.run('noteWork', ...args)
+  }
+
+  listStates(): Promise<readonly MirrorState[]> {
+    return this.#read((queries) =>
+      queries.states.all().map((row) => ({
+        ...row,
+        health: row.health ?? undefined,
+        healthAt: row.healthAt ?? undefined,
+      })),
+    )
+  }
+
+  async usedBytes(mirror: string): Promise<number> {
+    return (await this.#read((queries) => queries.used.get(mirror))) ?? 0
+  }
+
+  listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]> {
+    return this.#read((queries) => queries.leastUsed.all(mirror, limit))
+  }
+
+  evict(...args: Parameters<MirrorStore['evict']>): Promise<number> {
+    return this.#writer.run('evict', ...args)
+  }
+}
