@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import { type Blob, type Image, type Manifest, makeBlob, makeImage, makeIndex } from './content.js'
+import { type Blob, digestOf, type Image, type Manifest, makeBlob, makeImage, makeIndex } from './content.js'
 import type { Random } from './random.js'
 import type { Reply, Request, Wire } from './wire.js'
 
@@ -18,6 +18,7 @@ const actions = {
   untag: 14,
   own: 6,
   leave: 10,
+  race: 10,
   pull: 30,
 }
 
@@ -70,6 +71,7 @@ export class GcClient {
   readonly #wire: Wire
   readonly #common: Common
   readonly #held: Held[] = []
+  readonly #raced: readonly Blob[]
   #lastTag = 0
 
   constructor(name: string, random: Random, wire: Wire, common: Common) {
@@ -77,6 +79,10 @@ export class GcClient {
     this.#random = random
     this.#wire = wire
     this.#common = common
+    this.#raced = Array.from({ length: 12 }, () => {
+      const bytes = random.bytes(200)
+      return { bytes, digest: digestOf(bytes) }
+    })
   }
 
   async work(isOver: () => boolean): Promise<void> {
@@ -109,6 +115,8 @@ export class GcClient {
         return this.#untag()
       case 'own':
         return this.#ownRepository()
+      case 'race':
+        return this.#race()
       case 'leave':
         return this.#leave()
       case 'pull': {
@@ -189,6 +197,32 @@ export class GcClient {
         await this.#expect({ method: 'DELETE', path: `/v2/${repository}/blobs/${digest}` }, [202, 404])
       }
     }
+  }
+
+  /**
+   * Blobs that become garbage all at once and are pushed anew while they are collected: who was told that one is
+   * there must get it.
+   */
+  async #race(): Promise<void> {
+    const repository = `race/${this.#name}`
+    const blobs = this.#raced
+    for (const blob of blobs) await this.#uploadAtOnce(repository, blob)
+    await delay(this.#common.grace + this.#random.int(0, 50))
+    for (const { digest } of blobs) {
+      await this.#expect({ method: 'DELETE', path: `/v2/${repository}/blobs/${digest}` }, [202, 404])
+    }
+    await delay(this.#random.int(0, 60))
+    for (const blob of blobs) {
+      await this.#uploadAtOnce(repository, blob)
+      if (this.#random.chance(0.3)) await delay(this.#random.int(1, 10))
+    }
+    await delay(this.#random.int(0, this.#common.grace / 4))
+    for (const { digest, bytes } of blobs) await this.#has(`/v2/${repository}/blobs/${digest}`, bytes)
+  }
+
+  async #uploadAtOnce(repository: string, { digest, bytes }: Blob): Promise<void> {
+    const path = `/v2/${repository}/blobs/uploads/?digest=${digest}`
+    await this.#expect({ method: 'POST', path, body: bytes }, [201])
   }
 
   /** Blobs that nobody will name, or an upload that nobody ends. */
