@@ -288,6 +288,54 @@ t.test('a file without a row: an upload of it, in every order with its removal',
   await collection.endCollection(undefined)
 })
 
+/** Calls a hook before each call of a method: the n-th call of all is told as n. */
+function hooked<T extends object>(target: T, hook: () => Promise<void>): T {
+  return new Proxy(target, {
+    get(from, name) {
+      const value: unknown = Reflect.get(from, name)
+      if (typeof value !== 'function') return value
+      return async (...args: unknown[]) => {
+        await hook()
+        return value.apply(from, args)
+      }
+    },
+  })
+}
+
+t.test('the collector itself, with an upload between any two of its calls (R06)', async (t) => {
+  const stores = await newStores(t)
+  const grace = 3_600_000
+  for (let from = 0; from < 12; from++) {
+    for (let to = from; to < 12; to++) {
+      const content = newContent()
+      await store(stores, content, old)
+      const upload = uploadOf(stores, content)
+      await upload.begin()
+      let call = 0
+      let state: 'waiting' | 'begun' | 'done' = 'waiting'
+      const advance = async (isEnd = false) => {
+        if (state === 'waiting' && (isEnd || call >= from) && (await upload.turn())) {
+          await upload.commit()
+          state = 'begun'
+        }
+        if (state === 'begun' && (isEnd || call >= to)) {
+          t.ok(await upload.finish(Date.now()), `from ${from} to ${to}: the upload ends`)
+          state = 'done'
+        }
+        call++
+      }
+      const collector = new GarbageCollector(
+        { blobs: hooked(stores.blobs, advance), collection: hooked(stores.collection, advance) },
+        { holder, grace },
+      )
+      await collector.collect({ strangers: 'no' })
+      await advance(true)
+      const faults = await faultsOf(stores, content.digest, true)
+      if (faults.length > 0) t.fail(`from ${from} to ${to}: ${faults.join(', ')}`)
+    }
+  }
+})
+
 t.test(
   'a collector that dies after any step: the next one finishes, and an upload need not wait',
   async (t) => {

@@ -17,6 +17,8 @@ export interface ServerOptions {
   readonly workers: number
   /** Seconds after which an idle upload is expired. */
   readonly expireAfter: number
+  /** Further variables. */
+  readonly env?: Readonly<Record<string, string>>
 }
 
 const living = new Set<ChildProcess>()
@@ -109,6 +111,7 @@ function spawnServer(options: ServerOptions): ChildProcess {
         BOATHOUSE_LOG_LEVEL: 'warn',
         BOATHOUSE_LOG_FORMAT: 'json',
         BOATHOUSE_UPLOADS_EXPIRE_AFTER: `${options.expireAfter}s`,
+        ...options.env,
       },
     },
   )
