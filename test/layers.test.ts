@@ -28,8 +28,8 @@ interface Room {
 
 const oci = /^src\/oci\//
 const config = /^config\//
-const ports = /^storage\/(?:blob|metadata|access|collection)-store\.ts$/
-const composition = /^src\/(?:app|stores|token-app)\.ts$/
+const ports = /^storage\/(?:blob|metadata|access|collection|mirror)-store\.ts$/
+const composition = /^src\/(?:app|stores|token-app|mirror-app)\.ts$/
 const version = /^src\/version\.ts$/
 
 const rooms: readonly Room[] = [
@@ -42,12 +42,25 @@ const rooms: readonly Room[] = [
     imports: [oci, /^storage\/(?:blob|metadata|collection)-store\.ts$/],
   },
   { name: 'access', files: /^src\/auth\//, imports: [oci, /^storage\/access-store\.ts$/] },
-  { name: 'the mirror', files: /^src\/mirror\//, imports: [oci, /^src\/registry\//] },
+  {
+    name: 'the mirror',
+    files: /^src\/mirror\//,
+    imports: [oci, /^src\/registry\//, /^storage\/(?:blob|metadata|mirror)-store\.ts$/],
+  },
   { name: 'the wire', files: /^src\/http\//, imports: [oci, /^src\/registry\//, /^src\/auth\//] },
   {
     name: 'composition',
     files: composition,
-    imports: [oci, config, version, /^storage\//, /^src\/registry\//, /^src\/auth\//, /^src\/http\//],
+    imports: [
+      oci,
+      config,
+      version,
+      /^storage\//,
+      /^src\/registry\//,
+      /^src\/auth\//,
+      /^src\/mirror\//,
+      /^src\/http\//,
+    ],
   },
   {
     name: 'commands',
@@ -103,7 +116,8 @@ const modules: Readonly<Record<string, RegExp>> = {
   'node:dns': /^$/,
   'node:dns/promises': /^src\/mirror\/addresses\.ts$/,
   'node:fs': /^(?:storage|config|src\/commands)\/|^src\/(?:app|token-app|version)\.ts$/,
-  'node:fs/promises': /^(?:storage|src\/commands)\/|^src\/(?:app|token-app)\.ts$/,
+  'node:fs/promises':
+    /^(?:storage|src\/commands)\/|^src\/(?:app|token-app|mirror-app|mirror\/credentials)\.ts$/,
   'node:http': /^src\/(?:http\/|commands\/health\.ts$)/,
   'node:http2': /^$/,
   'node:https': /^src\/commands\/health\.ts$/,
