@@ -4,6 +4,7 @@ import type { MirrorConfig } from '../config/mirrors.js'
 import type { Config } from '../config/schema.js'
 import type { RuleFilter } from './auth/grants.js'
 import { readCredentials } from './mirror/credentials.js'
+import { Eviction } from './mirror/eviction.js'
 import { HttpUpstream } from './mirror/http-upstream.js'
 import { MirrorBlobs } from './mirror/mirror-blobs.js'
 import { MirrorManifests } from './mirror/mirror-manifests.js'
@@ -13,11 +14,14 @@ import { Sharing } from './mirror/sharing.js'
 import { parseRepositoryPattern } from './oci/repository-pattern.js'
 import type { BlobService } from './registry/blobs.js'
 import type { ManifestOptions, ManifestService } from './registry/manifests.js'
-import type { Stores } from './stores.js'
+import { createCollector, type Stores } from './stores.js'
 import { version } from './version.js'
 
 /** Milliseconds between two notes of what the mirrors did. */
 const noteInterval = 5000
+
+/** Milliseconds between two looks at what mirrors hold and the disk has. */
+const sweepInterval = 30_000
 
 /** Connections to one upstream at once. */
 const mostConnections = 32
@@ -39,6 +43,23 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
   const mirrors = new Mirrors(await Promise.all(config.mirrors.map((mirror) => createMirror(config, mirror))))
   const newHolder = () => `${options.processName}:${randomUUID()}`
   const store = stores.mirrors
+  const flush = async () => {
+    try {
+      for (const mirror of mirrors.all) await mirror.flush(store, Date.now())
+    } catch (error) {
+      options.onError(error, 'what the mirrors did could not be noted')
+    }
+  }
+  const eviction = new Eviction({
+    blobs: stores.blobs,
+    store,
+    collector: createCollector(config, stores, options.processName),
+    newHolder,
+    floor: config.disk.floor,
+    budgets: budgetsOf(config),
+    flush,
+  })
+  const sweeping = inBackground(options, 'mirrors could not give back space')
   const blobs = new MirrorBlobs({
     local: options.blobs,
     mirrors,
@@ -48,8 +69,15 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
       mirrors: store,
       newHolder,
       maxBlobSize: config.uploads.maxBlobSize,
+      admitAtOnce: (...what) => eviction.admitAtOnce(...what),
+      admit: (...what) => eviction.admit(...what),
+      checkFloor: () => eviction.checkFloor(),
     },
-    onFilled: () => undefined,
+    onFilled: (mirror, digest, size) =>
+      sweeping.run(async () => {
+        await eviction.settle(mirror.name, digest, size)
+        await eviction.sweep()
+      }),
   })
   const manifests = new MirrorManifests({
     local: options.manifests,
@@ -60,14 +88,9 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     parse: manifestOptions.parse,
     immutableTags: manifestOptions.immutableTags,
   })
-  const flush = async () => {
-    try {
-      for (const mirror of mirrors.all) await mirror.flush(store, Date.now())
-    } catch (error) {
-      options.onError(error, 'what the mirrors did could not be noted')
-    }
-  }
   const timer = setInterval(() => void flush(), noteInterval)
+  const sweeper = setInterval(() => sweeping.run(() => eviction.sweep()), sweepInterval)
+  sweeping.run(() => eviction.sweep())
   return {
     mirrors,
     names: new MirrorNames(mirrors, store),
@@ -76,9 +99,34 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     manifests,
     async close() {
       clearInterval(timer)
+      clearInterval(sweeper)
       await blobs.close()
+      await sweeping.ended()
       await flush()
       await Promise.all(mirrors.all.map((mirror) => mirror.upstream.close()))
+    },
+  }
+}
+
+/** Bytes that mirrors may hold, where they are bounded. */
+function budgetsOf(config: Config): ReadonlyMap<string, number> {
+  return new Map(
+    config.mirrors.flatMap(({ name, budget }) => (budget === undefined ? [] : [[name, budget] as const])),
+  )
+}
+
+/** Work that nobody waits for, but for the end of the process. */
+function inBackground({ onError }: MirrorAppOptions, what: string) {
+  const running = new Set<Promise<void>>()
+  return {
+    run(work: () => Promise<void>): void {
+      const task = work()
+        .catch((error: unknown) => onError(error, what))
+        .finally(() => running.delete(task))
+      running.add(task)
+    },
+    async ended(): Promise<void> {
+      await Promise.all(running)
     },
   }
 }

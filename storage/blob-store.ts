@@ -92,6 +92,8 @@ export interface BlobStore {
   listPart(part: number): Promise<Digest[]>
   /** Bytes of a blob, and when they came (milliseconds since 1970); undefined when they are not there. */
   stat(digest: Digest): Promise<{ readonly size: number; readonly storedAt: number } | undefined>
+  /** Bytes that can still be written, as the disk sees it. @throws RegistryError UNAVAILABLE */
+  freeSpace(): Promise<number>
   /** Proves that the store can be read and written. @throws RegistryError STORAGE_FULL or UNAVAILABLE */
   check(): Promise<void>
   close(): Promise<void>

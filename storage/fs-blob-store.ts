@@ -1,6 +1,6 @@
 import { createHash, type Hash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, statfs, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import {
@@ -296,6 +296,15 @@ class FsBlobStore implements BlobStore {
       return { size, storedAt: Math.max(mtimeMs, ctimeMs) }
     } catch (error) {
       if (errorCode(error) === 'ENOENT') return undefined
+      throw toStorageError(error)
+    }
+  }
+
+  async freeSpace(): Promise<number> {
+    try {
+      const { bavail, bsize } = await statfs(this.#layout.blobs)
+      return bavail * bsize
+    } catch (error) {
       throw toStorageError(error)
     }
   }

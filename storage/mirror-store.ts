@@ -35,6 +35,19 @@ export interface NewFill {
   readonly algorithm: Algorithm
 }
 
+/** What is taken of a mirror's budget, or of the disk, and what is about to be. */
+export interface MirrorRoom {
+  /** Bytes of the distinct blobs that are held. */
+  readonly held: number
+  /** Fills under way whose size was noted, and the bytes that they have announced. */
+  readonly fills: number
+  readonly announced: number
+  /** Fills under way that are larger than the budget; they are not among the others. */
+  readonly largeFills: number
+  /** Bytes that fills have stored which nobody is at. */
+  readonly paused: number
+}
+
 /** What a mirror has done since its beginning. */
 export interface MirrorCounts {
   /** Requests answered from here. */
@@ -120,6 +133,8 @@ export interface MirrorStore {
   listStates(): Promise<readonly MirrorState[]>
   /** Bytes of the distinct blobs that a mirror holds. */
   usedBytes(mirror: string): Promise<number>
+  /** What a mirror takes, or all together, one fill left out: all of it seen at one moment. */
+  findRoom(mirror: string | undefined, exceptFill: string, budget?: number): Promise<MirrorRoom>
   /** The mirror's blobs that were used longest ago. */
   listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]>
   /**

@@ -6,6 +6,7 @@ import type {
   Fill,
   MirroredBlob,
   MirroredManifest,
+  MirrorRoom,
   MirrorState,
   MirrorStore,
   RepositoryKind,
@@ -46,6 +47,16 @@ function prepareQueries(db: Database.Database) {
          health_at AS healthAt FROM mirror ORDER BY name`,
     ),
     used: db.prepare<[string], number>('SELECT bytes FROM mirror WHERE name = ?').pluck(),
+    room: db.prepare<{ mirror: string | null; except: string; budget: number }, MirrorRoom>(
+      `SELECT
+         (SELECT coalesce(sum(bytes), 0) FROM mirror WHERE name = coalesce(:mirror, name)) AS held,
+         count(*) FILTER (WHERE u.holder IS NOT NULL AND u.size <= :budget) AS fills,
+         coalesce(sum(u.size) FILTER (WHERE u.holder IS NOT NULL AND u.size <= :budget), 0) AS announced,
+         count(*) FILTER (WHERE u.holder IS NOT NULL AND u.size > :budget) AS largeFills,
+         coalesce(sum(u.offset) FILTER (WHERE u.holder IS NULL), 0) AS paused
+       FROM upload u JOIN repository r ON r.name = u.repository
+       WHERE r.mirror IS NOT NULL AND r.mirror = coalesce(:mirror, r.mirror) AND u.id <> :except`,
+    ),
     leastUsed: db.prepare<[string, number], MirroredBlob>(
       `SELECT b.digest AS digest, m.size AS size, m.used_at AS usedAt FROM mirror_blob m
        JOIN blob b ON b.id = m.blob_id WHERE m.mirror = ? ORDER BY m.used_at LIMIT ?`,
@@ -146,6 +157,18 @@ export class SqliteMirrorStore implements MirrorStore {
 
   async usedBytes(mirror: string): Promise<number> {
     return (await this.#read((queries) => queries.used.get(mirror))) ?? 0
+  }
+
+  findRoom(
+    mirror: string | undefined,
+    exceptFill: string,
+    budget = Number.MAX_SAFE_INTEGER,
+  ): Promise<MirrorRoom> {
+    return this.#read((queries) => {
+      const room = queries.room.get({ mirror: mirror ?? null, except: exceptFill, budget })
+      if (room === undefined) throw new Error('an aggregate always has a row')
+      return room
+    })
   }
 
   listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]> {

@@ -8,8 +8,9 @@ export class FillReader implements OpenBlob {
   readonly size: number
   readonly #fill: Fill
   #bytes: Copier | undefined
+  #isClosed = false
 
-  /** @param size of the blob, in bytes */
+  /** @param fill that the caller has entered @param size of the blob, in bytes */
   constructor(fill: Fill, size: number) {
     this.#fill = fill
     this.size = size
@@ -37,6 +38,9 @@ export class FillReader implements OpenBlob {
   }
 
   async close(): Promise<void> {
+    if (this.#isClosed) return
+    this.#isClosed = true
+    this.#fill.leave()
     await this.#bytes?.close()
   }
 }

@@ -19,6 +19,9 @@ const condemnedPause = 20
 /** Looks at the bytes for each look at whether the other worker is still there. */
 const looksPerCheck = 10
 
+/** Milliseconds between two looks at whether the disk still has room. */
+const floorInterval = 250
+
 /** Times that a transfer which was cut off is taken up again without having got any further. */
 const mostFruitless = 3
 
@@ -46,6 +49,12 @@ export interface FillContext {
   readonly newHolder: () => string
   /** Bytes. */
   readonly maxBlobSize: number
+  /** Notes the size of a blob if there is room for it now. */
+  readonly admitAtOnce: (task: FillTask, holder: string, size: number) => Promise<boolean>
+  /** Waits until a blob of this size may be written, and notes its size. @throws RegistryError STORAGE_FULL */
+  readonly admit: (task: FillTask, holder: string, size: number, signal: AbortSignal) => Promise<void>
+  /** Looks whether fills may go on. @throws RegistryError STORAGE_FULL */
+  readonly checkFloor: () => Promise<void>
   /** Hears of bytes that came from upstream. */
   readonly onFetched: (bytes: number) => void
 }
@@ -59,6 +68,8 @@ export class Fill {
   readonly #context: FillContext
   readonly #abort = new AbortController()
   readonly #waiting = new Set<() => void>()
+  #bytes: Copier | undefined
+  #readers = 0
   #size: number | undefined
   #stored = 0
   #outcome: { readonly error: Error | undefined } | undefined
@@ -71,6 +82,22 @@ export class Fill {
     this.ended = this.#run()
   }
 
+  /** Keeps the bytes open until {@link leave}: a blob that is evicted at once is still read to its end. */
+  enter(): void {
+    this.#readers++
+  }
+
+  leave(): void {
+    this.#readers--
+    this.#closeUnread()
+  }
+
+  #closeUnread(): void {
+    if (this.#readers > 0 || this.#outcome === undefined) return
+    void this.#bytes?.close().catch(() => undefined)
+    this.#bytes = undefined
+  }
+
   /** Bytes of the blob, as soon as they are known. @throws what ended the fill before */
   async size(): Promise<number> {
     for (;;) {
@@ -78,6 +105,11 @@ export class Fill {
       if (this.#outcome?.error !== undefined) throw this.#outcome.error
       await this.#change()
     }
+  }
+
+  /** The same, if it is known by now. */
+  get knownSize(): number | undefined {
+    return this.#size
   }
 
   /** Resolves when the blob is stored. @throws what ended the fill */
@@ -108,6 +140,10 @@ export class Fill {
   /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
   async openBytes(): Promise<Copier> {
     const { blobs } = this.#context
+    const kept = this.#bytes
+    if (kept !== undefined) {
+      return { copyTo: (...what) => kept.copyTo(...what), close: async () => undefined }
+    }
     const opened = (await blobs.openUpload(this.#task.id)) ?? (await blobs.open(this.#task.digest))
     if (opened === undefined) throw new RegistryError('UNAVAILABLE', 'the blob is gone again')
     return opened
@@ -147,6 +183,7 @@ export class Fill {
       this.#outcome = { error: error instanceof Error ? error : new Error(String(error)) }
     }
     this.#tell()
+    this.#closeUnread()
   }
 
   async #fetch(): Promise<void> {
@@ -201,24 +238,24 @@ export class Fill {
 
   /** Fetches with the turn in hand. A transfer that was cut off leaves what came of it, and says why. */
   async #lead(upload: Upload, holder: string): Promise<'done' | { gained: number; failure: Error }> {
-    const { blobs, metadata, mirrors } = this.#context
+    const { blobs, metadata } = this.#context
     const { id } = this.#task
     try {
-      const source = await this.#open(upload.offset)
+      const source = await this.#openAdmitted(upload.offset, holder)
       const offset = source.offset
-      if (source.size !== undefined) {
-        await mirrors.noteFillSize(id, holder, source.size)
-        this.#learnSize(source.size)
-      }
+      if (source.size !== undefined) this.#learnSize(source.size)
       this.#learnStored(offset)
-      const appended = await blobs.append(id, source.body, {
-        offset,
-        digest: offset === 0 ? undefined : upload.digest,
-        limit: source.size ?? this.#context.maxBlobSize,
-        algorithm: upload.algorithm,
-        onProgress: (stored) => this.#learnStored(stored),
-      })
+      const appended = await this.#whileRoom(source, () =>
+        blobs.append(id, source.body, {
+          offset,
+          digest: offset === 0 ? undefined : upload.digest,
+          limit: source.size ?? this.#context.maxBlobSize,
+          algorithm: upload.algorithm,
+          onProgress: (stored) => this.#learnStored(stored),
+        }),
+      )
       this.#context.onFetched(appended.size - offset)
+      if (appended.failure instanceof RegistryError) throw appended.failure
       const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
       if (failure === undefined) {
         await this.#finish(appended, holder, offset > 0)
@@ -230,6 +267,47 @@ export class Fill {
     } catch (error) {
       await this.#giveBack(holder, error, upload.offset === 0)
       throw error instanceof RegistryError && error.kind === 'BLOB_TOO_LARGE' ? this.#tooLong() : error
+    }
+  }
+
+  /**
+   * Opens the blob when there is room for it. An answer is not left standing until there is: the upstream could
+   * end the connection, and the place on it is somebody else's.
+   */
+  async #openAdmitted(offset: number, holder: string): Promise<UpstreamBlob> {
+    const { admitAtOnce, admit, checkFloor } = this.#context
+    const source = await this.#open(offset)
+    const { size } = source
+    let isAdmitted = false
+    try {
+      if (size === undefined) await checkFloor()
+      isAdmitted = size === undefined || (await admitAtOnce(this.#task, holder, size))
+    } finally {
+      if (!isAdmitted) source.body.destroy()
+    }
+    if (size === undefined || isAdmitted) return source
+    await admit(this.#task, holder, size, this.#abort.signal)
+    const again = await this.#open(offset)
+    if (again.size === size) return again
+    again.body.destroy()
+    throw this.#wrong('said two sizes')
+  }
+
+  /** Others fill the disk, too, and not every upstream says how much it is going to send. */
+  async #whileRoom<T>(source: UpstreamBlob, work: () => Promise<T>): Promise<T> {
+    let look: Promise<void> | undefined
+    const check = async () => {
+      await this.#context.checkFloor().catch((error: Error) => source.body.destroy(error))
+      look = undefined
+    }
+    const timer = setInterval(() => {
+      look ??= check()
+    }, floorInterval)
+    try {
+      return await work()
+    } finally {
+      clearInterval(timer)
+      await look
     }
   }
 
@@ -257,6 +335,7 @@ export class Fill {
       // Pieces of two answers may not fit each other: the next try begins anew.
       throw this.#wrong(isPieced ? 'sent pieces that do not fit' : `sent bytes with the digest ${actual}`)
     }
+    this.#bytes ??= await blobs.openUpload(id)
     await blobs.commit(id, digest, appended.size)
     const blob = { digest, size: appended.size }
     if (!(await metadata.finishUpload(id, holder, blob, Date.now()))) {

@@ -17,7 +17,7 @@ export interface MirrorBlobOptions {
   readonly mirrors: Mirrors
   readonly context: Omit<FillContext, 'onFetched'>
   /** Called when a blob has come in. */
-  readonly onFilled: (mirror: Mirror) => void
+  readonly onFilled: (mirror: Mirror, digest: Digest, size: number | undefined) => void
 }
 
 /**
@@ -56,16 +56,35 @@ export class MirrorBlobs implements Blobs {
     if (mirror === undefined) return this.#local.openBlob(repository, digest)
     const size = await this.#metadata.findBlob(repository, digest)
     if (size !== undefined) {
-      mirror.hit(size, digest)
-      return this.#local.openBlob(repository, digest)
+      const opened = await this.#openHere(repository, digest)
+      if (opened !== undefined) {
+        mirror.hit(size, digest)
+        return opened
+      }
     }
     await this.#refuseLocal(repository, digest)
     mirror.miss()
     return this.#ask(mirror, repository, digest, async () => {
       if (await this.#link(mirror, repository, digest)) return this.#local.openBlob(repository, digest)
       const fill = this.#fill(mirror, repository, digest)
-      return new FillReader(fill, await fill.size())
+      fill.enter()
+      try {
+        return new FillReader(fill, await fill.size())
+      } catch (error) {
+        fill.leave()
+        throw error
+      }
     })
+  }
+
+  /** Opens a blob that is stored; undefined when it has been evicted since it was found. */
+  async #openHere(repository: RepositoryName, digest: Digest): Promise<OpenBlob | undefined> {
+    try {
+      return await this.#local.openBlob(repository, digest)
+    } catch (error) {
+      if ((await this.#metadata.findBlob(repository, digest)) !== undefined) throw error
+      return undefined
+    }
   }
 
   /** Stores a blob without sending it to anybody. @returns bytes that it has @throws as {@link statBlob} */
@@ -129,7 +148,7 @@ export class MirrorBlobs implements Blobs {
     this.#fills.set(id, fill)
     void fill.ended.then(() => {
       this.#fills.delete(id)
-      this.#options.onFilled(mirror)
+      this.#options.onFilled(mirror, digest, fill.knownSize)
     })
     return fill
   }

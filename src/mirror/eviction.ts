@@ -1,0 +1,201 @@
+import { setTimeout as delay } from 'node:timers/promises'
+import type { BlobStore } from '../../storage/blob-store.js'
+import type { MirrorStore } from '../../storage/mirror-store.js'
+import type { Digest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { GarbageCollector } from '../registry/gc.js'
+import type { FillTask } from './fill.js'
+
+/** The lease of whoever makes room: one at a time in the whole data folder, so that nobody evicts for another. */
+const leaseKey = 'evict'
+
+/** Milliseconds between two tries to get the lease, or room that running fills have. */
+const pause = 25
+
+/** Blobs of one mirror that are looked at together. */
+const pageSize = 50
+
+/** What making room works with. */
+export interface EvictionOptions {
+  readonly blobs: Pick<BlobStore, 'freeSpace'>
+  readonly store: MirrorStore
+  readonly collector: Pick<GarbageCollector, 'collectBlobs'>
+  readonly newHolder: () => string
+  /** Bytes that stay free on the disk. */
+  readonly floor: number
+  /** Bytes that mirrors may hold, by their names. */
+  readonly budgets: ReadonlyMap<string, number>
+  /** Writes down what was used lately, so that it is not taken for old. */
+  readonly flush: () => Promise<void>
+}
+
+/**
+ * Makes room for what mirrors fetch: within each one's budget, and above the floor of the disk. What was used
+ * longest ago goes first; what was pushed here, or is another mirror's, too, stays on the disk.
+ */
+export class Eviction {
+  readonly #options: EvictionOptions
+
+  constructor(options: EvictionOptions) {
+    this.#options = options
+  }
+
+  /** Notes a fill's size if there is room for it without evicting or waiting. @returns whether there is */
+  async admitAtOnce(task: FillTask, holder: string, size: number): Promise<boolean> {
+    const { blobs, store, floor, budgets } = this.#options
+    const hasRoom = async () => {
+      const room = await store.findRoom(undefined, task.id)
+      return (await blobs.freeSpace()) >= floor + size + room.announced
+    }
+    if (!(await hasRoom())) return false
+    const budget = budgets.get(task.mirror)
+    const note = async () => {
+      await store.noteFillSize(task.id, holder, size)
+      return true
+    }
+    if (budget === undefined) return note()
+    const fits = await this.#alone(async () => {
+      const { held, announced, paused } = await store.findRoom(task.mirror, task.id, budget)
+      return held + announced + paused + size <= budget && note()
+    })
+    return fits === true
+  }
+
+  /**
+   * Waits until a fill may write `size` bytes, and notes them as announced. Fills that do not fit beside each
+   * other come one after the other.
+   * @throws RegistryError STORAGE_FULL, or UNAVAILABLE when the signal says so
+   */
+  async admit(task: FillTask, holder: string, size: number, signal: AbortSignal): Promise<void> {
+    for (;;) {
+      if (signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
+      if (await this.#alone(() => this.#tryAdmit(task, holder, size))) return
+      await delay(pause)
+    }
+  }
+
+  /** Makes room while the disk is below the floor. @throws RegistryError STORAGE_FULL when that is not enough */
+  async checkFloor(): Promise<void> {
+    const { blobs, floor } = this.#options
+    if ((await blobs.freeSpace()) >= floor) return
+    const isEnough = await this.#alone(async () => {
+      await this.#evictForFloor(floor - (await blobs.freeSpace()))
+      return (await blobs.freeSpace()) >= floor
+    })
+    if (isEnough === false) throw this.#full()
+  }
+
+  /** Takes out at once what is larger than the whole budget; it made no room for itself. */
+  async settle(mirror: string, digest: Digest, size: number | undefined): Promise<void> {
+    const budget = this.#options.budgets.get(mirror)
+    if (budget === undefined || size === undefined || size <= budget) return
+    await this.#take(mirror, [digest])
+  }
+
+  /** Brings everything back within its bounds, unless somebody is at it. */
+  async sweep(): Promise<void> {
+    const { blobs, store, budgets, floor } = this.#options
+    for (const [mirror, budget] of budgets) {
+      if ((await store.usedBytes(mirror)) <= budget) continue
+      await this.#alone(async () => this.#evictFrom(mirror, (await store.usedBytes(mirror)) - budget))
+    }
+    if ((await blobs.freeSpace()) >= floor) return
+    await this.#alone(async () => this.#evictForFloor(floor - (await blobs.freeSpace())))
+  }
+
+  async #alone<T>(work: () => Promise<T>): Promise<T | undefined> {
+    const { store, newHolder } = this.#options
+    const holder = newHolder()
+    if (!(await store.takeLease(leaseKey, holder))) return undefined
+    try {
+      return await work()
+    } finally {
+      await store.releaseLease(leaseKey, holder)
+    }
+  }
+
+  async #tryAdmit(task: FillTask, holder: string, size: number): Promise<boolean> {
+    if (!(await this.#fitsBudget(task, size)) || !(await this.#fitsDisk(task, size))) return false
+    await this.#options.store.noteFillSize(task.id, holder, size)
+    return true
+  }
+
+  /** False while fills under way have the room. A fill that is alone may begin whatever there is. */
+  async #fitsBudget({ mirror, id }: FillTask, size: number): Promise<boolean> {
+    const { store, budgets } = this.#options
+    const budget = budgets.get(mirror)
+    if (budget === undefined) return true
+    const room = await store.findRoom(mirror, id, budget)
+    if (size > budget) return room.largeFills === 0
+    const over = room.held + room.announced + room.paused + size - budget
+    if (over <= 0) return true
+    // What running fills are going to need is not made by evicting more than there is to be had.
+    if (room.fills > 0 && over > room.held) return false
+    await this.#evictFrom(mirror, over)
+    return true
+  }
+
+  async #fitsDisk({ id }: FillTask, size: number): Promise<boolean> {
+    const { blobs, store, floor } = this.#options
+    const room = await store.findRoom(undefined, id)
+    const lacking = async () => floor + size + room.announced - (await blobs.freeSpace())
+    const lack = await lacking()
+    if (lack <= 0) return true
+    // Nothing is evicted for what cannot fit anyway.
+    if (lack - room.announced > room.held) throw this.#full()
+    await this.#evictForFloor(lack)
+    if ((await lacking()) <= 0) return true
+    if (room.fills > 0) return false
+    throw this.#full()
+  }
+
+  /** Evicts from one mirror until it holds so many bytes less. */
+  async #evictFrom(mirror: string, bytes: number): Promise<void> {
+    const { store, flush } = this.#options
+    await flush()
+    let taken = 0
+    while (taken < bytes) {
+      const oldest = await store.listLeastUsed(mirror, pageSize)
+      const digests: Digest[] = []
+      for (const { digest, size } of oldest) {
+        if (taken >= bytes) break
+        digests.push(digest)
+        taken += size
+      }
+      if (digests.length === 0) return
+      await this.#take(mirror, digests)
+    }
+  }
+
+  /** Evicts from all mirrors, also those of old configurations, until the disk has so many bytes more. */
+  async #evictForFloor(bytes: number): Promise<void> {
+    const { store, flush } = this.#options
+    await flush()
+    let freed = 0
+    while (freed < bytes) {
+      const names = (await store.listStates()).map(({ name }) => name)
+      const pages = names.map(async (mirror) =>
+        (await store.listLeastUsed(mirror, pageSize)).map((blob) => ({ mirror, ...blob })),
+      )
+      const [oldest] = (await Promise.all(pages)).flat().sort((one, other) => one.usedAt - other.usedAt)
+      if (oldest === undefined) return
+      freed += await this.#take(oldest.mirror, [oldest.digest])
+    }
+  }
+
+  /** @returns bytes that the disk has got back: none of what somebody else links */
+  async #take(mirror: string, digests: readonly Digest[]): Promise<number> {
+    const { store, collector } = this.#options
+    await store.evict(mirror, digests)
+    const report = await collector.collectBlobs(digests)
+    return report?.bytes ?? 0
+  }
+
+  #full(): RegistryError {
+    const { floor } = this.#options
+    return new RegistryError(
+      'STORAGE_FULL',
+      `the disk of this registry would have less than the ${floor} free bytes that disk.floor demands, whatever mirrors give back`,
+    )
+  }
+}
