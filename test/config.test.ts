@@ -134,6 +134,7 @@ t.test('the example file has every setting and no other, with its default', asyn
     'admin.passwordFile',
     'tokens.service',
     'tokens.keyFile',
+    'gc.untagged',
     'proxy.http',
     'proxy.https',
   ])
