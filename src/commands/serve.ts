@@ -3,10 +3,11 @@ import { authMode } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
 import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
 import type { UploadService } from '../registry/uploads.js'
-import { createCollector, createUploads, openStores, type Stores } from '../stores.js'
+import { createCollector, createUploads, createVerifier, openStores, type Stores } from '../stores.js'
 import { version } from '../version.js'
 import { startCollecting } from './collecting.js'
 import { createLogger, flushLogger } from './logger.js'
+import { startVerifying } from './verifying.js'
 import { WorkerPool } from './worker-pool.js'
 
 /** Milliseconds between two rounds of expiry, at the most and at the least. */
@@ -43,9 +44,11 @@ export async function serve(config: Config): Promise<number> {
     const stopExpiry = startExpiry(createUploads(config, stores, 'primary'), config, logger)
     const server = await startServer(config, pool, logger)
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
+    const stopVerifying = startVerifying(createVerifier(stores, 'primary'), config, logger)
     announce(config, server.address)
     await stopSignal(logger)
     await server.stop()
+    await stopVerifying()
     await stopCollecting()
     await stopExpiry()
     await stores.close()
