@@ -89,7 +89,7 @@ export class SqliteIntegrityStore implements IntegrityStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 

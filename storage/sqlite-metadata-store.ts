@@ -201,7 +201,7 @@ class SqliteMetadataStore implements MetadataStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 

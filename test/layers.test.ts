@@ -75,7 +75,7 @@ const rooms: readonly Room[] = [
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
       /^src\/registry\/(?:uploads|verify|gc(?:-[a-z]+)?)\.ts$/,
-      /^storage\/(?:data-folder|key-store|errors|migrations)\.ts$/,
+      /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
     ],
   },
   {

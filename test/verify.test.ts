@@ -268,4 +268,3 @@ t.test('while images are pushed again and again, no push is lost to a verificati
   }
   t.same(faults, [])
 })
-
