@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { readException, readProxy } from './addresses.js'
-import { readSchedule } from './mirror-values.js'
 import { mirrorFields, mirrors } from './mirrors.js'
+import { snapshots, verify } from './safety.js'
 import {
   choice,
   duration,
@@ -12,7 +12,6 @@ import {
   path,
   patterns,
   readListen,
-  readRate,
   readUrl,
   readWhole,
   size,
@@ -212,39 +211,9 @@ export const schema = z.strictObject({
     })
     .prefault({}),
 
-  verify: z
-    .strictObject({
-      /** Bytes a second; Infinity without a bound. */
-      rate: word('write bytes a second such as 50MiB (at least 1KiB), or unlimited', readRate)
-        .prefault('50MiB')
-        .describe(
-          'How many bytes a second a verification of what is stored reads; unlimited is as fast as it goes.',
-        ),
-      schedule: word(
-        'write a cron expression such as 0 3 * * 0 (minute, hour, day, month, weekday)',
-        readSchedule,
-      )
-        .optional()
-        .describe(
-          'When the server verifies everything that is stored, as a cron expression in local time; unset, only the ' +
-            'command boathouse verify does.',
-        ),
-    })
-    .prefault({}),
+  verify,
 
-  snapshots: z
-    .strictObject({
-      /** Milliseconds. */
-      interval: duration('100ms', '24d')
-        .prefault('1h')
-        .describe('How long the server waits from one copy of the index in the data folder to the next.'),
-      keep: word('write a number from 0 to 1000', (text) => readWhole(text, 0, 1000))
-        .prefault(24)
-        .describe(
-          'How many of these copies stay, the newest ones; 0 makes none but those before a migration.',
-        ),
-    })
-    .prefault({}),
+  snapshots,
 
   manifests: z
     .strictObject({

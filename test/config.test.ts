@@ -137,6 +137,7 @@ t.test('the example file has every setting and no other, with its default', asyn
     'tokens.service',
     'tokens.keyFile',
     'gc.untagged',
+    'verify.schedule',
     'proxy.http',
     'proxy.https',
   ])
