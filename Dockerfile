@@ -37,6 +37,6 @@ VOLUME /var/lib/boathouse
 EXPOSE 5000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=15s --retries=3 \
-  CMD ["node", "-e", "fetch('http://127.0.0.1:5000/healthz').then((reply) => process.exit(reply.ok ? 0 : 1), () => process.exit(1))"]
+  CMD ["boathouse", "health"]
 ENTRYPOINT ["node", "/app/dist/src/main.js"]
 CMD ["serve"]

@@ -1,8 +1,17 @@
-import { existsSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { runJob } from './load.js'
-import { freePort, type Registry, type Server, startServer } from './server.js'
+import {
+  type Command,
+  freePort,
+  type GuardedOptions,
+  type GuardedServer,
+  type Registry,
+  type Server,
+  startServer,
+} from './server.js'
 
 /** What may be changed about our own server for an experiment. */
 export interface BoathouseOptions {
@@ -21,18 +30,63 @@ function cleanEnvironment(workers: string | undefined): NodeJS.ProcessEnv {
   return { ...Object.fromEntries(names), ...(workers === undefined ? {} : { BOATHOUSE_WORKERS: workers }) }
 }
 
+const USER = 'bench'
+const PASSWORD = 'a long enough password'
+const SERVICE = 'boathouse'
+
+/** The same command on the first core that this process may use. */
+function onOneCore({ program, args, env }: Command): Command {
+  const [, core = '0'] =
+    /^Cpus_allowed_list:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'latin1')) ?? []
+  return { program: 'taskset', args: ['--cpu-list', core, program, ...args], ...(env ? { env } : {}) }
+}
+
+async function askToken(server: Server, authorization: string, repository: string): Promise<string> {
+  const { host, port } = server.target
+  const query = new URLSearchParams({ service: SERVICE, scope: `repository:${repository}:pull,push` })
+  const reply = await fetch(`http://${host}:${port}/auth/token?${query}`, {
+    headers: { authorization },
+  })
+  if (!reply.ok) throw new Error(`no token: ${reply.status} ${await reply.text()}`)
+  return ((await reply.json()) as { token: string }).token
+}
+
 /** Boathouse as it starts by itself: default settings, its request log going to a file. */
 export function boathouse(options: BoathouseOptions): Registry {
   if (!existsSync(PROGRAM)) throw new Error('the server is not built: run `npm run build` first')
+
+  function command(folder: string, port: number, env: NodeJS.ProcessEnv): Command {
+    const serve = ['serve', '--listen', `127.0.0.1:${port}`, '--data', join(folder, 'data')]
+    return { program: process.execPath, args: [...options.nodeOptions, PROGRAM, ...serve], env }
+  }
+
+  function manage(folder: string, words: readonly string[], input: string): void {
+    const args = [PROGRAM, ...words, '--data', join(folder, 'data')]
+    execFileSync(process.execPath, args, { input, env: cleanEnvironment(undefined), stdio: 'pipe' })
+  }
+
   return {
     name: 'Boathouse',
 
     async start(folder) {
       const port = await freePort()
-      const serve = ['serve', '--listen', `127.0.0.1:${port}`, '--data', join(folder, 'data')]
-      const args = [...options.nodeOptions, PROGRAM, ...serve]
       const env = cleanEnvironment(options.workers)
-      return startServer({ program: process.execPath, args, env }, { host: '127.0.0.1', port }, folder)
+      return startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
+    },
+
+    async startGuarded(
+      folder: string,
+      { onOneCore: pinned = false }: GuardedOptions,
+    ): Promise<GuardedServer> {
+      const port = await freePort()
+      const env = { ...cleanEnvironment(pinned ? '1' : options.workers), BOATHOUSE_AUTH: 'token' }
+      const plain = command(folder, port, env)
+      const target = { host: '127.0.0.1', port }
+      const server = await startServer(pinned ? onOneCore(plain) : plain, target, folder)
+      manage(folder, ['user', 'add', USER], `${PASSWORD}\n`)
+      manage(folder, ['grant', 'push', 'bench/**', '--to', `user:${USER}`], '')
+      const basic = `Basic ${Buffer.from(`${USER}:${PASSWORD}`).toString('base64')}`
+      return { ...server, user: USER, basic, token: (name) => askToken(server, basic, name) }
     },
 
     async seedTags({ target }: Server, repository: string, count: number) {

@@ -41,7 +41,7 @@ export async function runRow(row: Row, { peer, ours }: Sides, patience: Patience
   const seconds = () => (performance.now() - begin) / 1000
   const samples = { peer: [] as Sample[], ours: [] as Sample[] }
   const compared =
-    peer && !row.oursOnly
+    peer && !row.oursOnly && !row.ofOursAlone
       ? ([
           ['peer', peer],
           ['ours', ours],
@@ -73,6 +73,6 @@ export function judge({ row, peer, ours }: Outcome): Verdict {
   const ratio = row.better === 'higher' ? values.ours / values.peer : values.peer / values.ours
   const { kind, value } = row.goal
   const figure = kind === 'ratio' ? ratio : values.ours
-  const met = Number.isNaN(figure) ? undefined : kind === 'ratio' ? figure >= value : figure <= value
+  const met = Number.isNaN(figure) ? undefined : kind === 'at-most' ? figure <= value : figure >= value
   return { ...values, ratio, met }
 }

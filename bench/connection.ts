@@ -41,7 +41,7 @@ const receiveBuffer = Buffer.allocUnsafe(256 * 1024)
  */
 export class Connection {
   readonly #socket: Socket
-  readonly #host: string
+  readonly #head: string
   #pending: Pending | undefined
   #failure: Error | undefined
   #state: State = 'head'
@@ -53,10 +53,13 @@ export class Connection {
   #excerpt = ''
 
   private constructor(target: Target) {
-    this.#host = `${target.host}:${target.port}`
+    const { host, port, authorization, from } = target
+    const login = authorization === undefined ? '' : `\r\nAuthorization: ${authorization}`
+    this.#head = `Host: ${host}:${port}${login}`
     this.#socket = connect({
-      host: target.host,
-      port: target.port,
+      host,
+      port,
+      ...(from === undefined ? {} : { localAddress: from }),
       noDelay: true,
       onread: {
         buffer: receiveBuffer,
@@ -105,7 +108,7 @@ export class Connection {
 
   async #write(question: Question): Promise<void> {
     const { method, path, headers = {}, body, framed } = question
-    const lines = [`${method} ${path} HTTP/1.1`, `Host: ${this.#host}`]
+    const lines = [`${method} ${path} HTTP/1.1`, this.#head]
     for (const [name, value] of Object.entries(headers)) lines.push(`${name}: ${value}`)
     if (framed) lines.push('Transfer-Encoding: chunked')
     else if (body) lines.push(`Content-Length: ${body.reduce((sum, part) => sum + part.length, 0)}`)

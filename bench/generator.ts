@@ -1,7 +1,9 @@
 import { text } from 'node:stream/consumers'
+import { setTimeout as delay } from 'node:timers/promises'
 import { type Answer, Connection, expectStatus, type Question } from './connection.js'
 import { type Image, MANIFEST_TYPE, makeImages } from './image.js'
 import {
+  type FloodJob,
   type ImagesJob,
   type Job,
   type JobResult,
@@ -12,6 +14,7 @@ import {
   type TagsJob,
   type Target,
   tagName,
+  type VisitsJob,
 } from './jobs.js'
 import { digestOf, makePayloads, type Payload } from './payload.js'
 
@@ -22,7 +25,8 @@ const SMALL_LAYERS = [16 * 1024, 64 * 1024]
 /** More images than any server here can take in a second; they are made before the clock starts. */
 const IMAGES_PER_SECOND = 2500
 
-type Counts = Pick<JobResult, 'done' | 'bytes'> & Pick<Partial<JobResult>, 'digests' | 'latencies'>
+type Counts = Pick<JobResult, 'done' | 'bytes'> &
+  Pick<Partial<JobResult>, 'digests' | 'latencies' | 'statuses'>
 
 /** Runs the part of a job that counts, with the clock and the processor time around it. */
 async function timed(work: () => Promise<Counts>): Promise<JobResult> {
@@ -237,6 +241,84 @@ function runPages(job: PagesJob): Promise<JobResult> {
   })
 }
 
+/**
+ * Does something at evenly spaced moments, on any of these connections that is free; when none is, later. Ends when
+ * the time is over, with whatever was done.
+ * @param work is told the moment that it was due at
+ */
+async function paced(
+  connections: readonly Connection[],
+  { perSecond, seconds }: { readonly perSecond: number; readonly seconds: number },
+  work: (connection: Connection, n: number, due: number) => Promise<void>,
+): Promise<void> {
+  const start = performance.now()
+  const end = start + seconds * 1000
+  let next = 0
+  await together(connections.length, async (i) => {
+    const connection = connections[i]
+    for (let n = next++; connection && n < perSecond * seconds; n = next++) {
+      const due = start + (n * 1000) / perSecond
+      const early = due - performance.now()
+      if (early > 0) await delay(early)
+      if (performance.now() > end) break
+      await work(connection, n, due)
+    }
+    connection?.close()
+  })
+}
+
+async function runVisits(job: VisitsJob): Promise<JobResult> {
+  const { target, from, paths, clients } = job
+  const connections = await Promise.all(
+    Array.from({ length: clients }, (_, i) => {
+      const address = from[i % from.length]
+      return Connection.open(address === undefined ? target : { ...target, from: address })
+    }),
+  )
+  const latencies: number[] = []
+  let bytes = 0
+  return timed(async () => {
+    await paced(connections, job, async (connection, _, due) => {
+      // A pull that could not begin when it was due has waited since then; but a timer's lateness is our own.
+      const begin = performance.now()
+      const since = begin - due > 20 ? due : begin
+      for (const path of paths) {
+        const answer = await connection.send({ method: 'GET', path })
+        expectStatus(answer, 200, `GET ${path}`)
+        bytes += answer.bytes
+      }
+      latencies.push(performance.now() - since)
+    })
+    return { done: latencies.length, bytes, latencies: latencies.sort((a, b) => a - b) }
+  })
+}
+
+async function runFlood(job: FloodJob): Promise<JobResult> {
+  const { target, paths, user } = job
+  const connections = await Promise.all(
+    Array.from({ length: job.connections }, () => Connection.open(target)),
+  )
+  const statuses: Record<string, number> = {}
+  const latencies: number[] = []
+  return timed(async () => {
+    await paced(connections, job, async (connection, n) => {
+      const name = n % 2 === 0 ? user : `nobody-${n}`
+      const login = Buffer.from(`${name}:wrong-${process.pid}-${n}`).toString('base64')
+      const path = paths[n % paths.length] ?? '/'
+      const begin = performance.now()
+      const answer = await connection.send({
+        method: 'GET',
+        path,
+        headers: { Authorization: `Basic ${login}` },
+      })
+      latencies.push(performance.now() - begin)
+      if (answer.status !== 401) expectStatus(answer, 429, 'a wrong login')
+      statuses[answer.status] = (statuses[answer.status] ?? 0) + 1
+    })
+    return { done: latencies.length, bytes: 0, statuses, latencies: latencies.sort((a, b) => a - b) }
+  })
+}
+
 function run(job: Job): Promise<JobResult> {
   switch (job.kind) {
     case 'push':
@@ -251,6 +333,10 @@ function run(job: Job): Promise<JobResult> {
       return runTags(job)
     case 'pages':
       return runPages(job)
+    case 'visits':
+      return runVisits(job)
+    case 'flood':
+      return runFlood(job)
   }
 }
 

@@ -1,7 +1,11 @@
-/** Where a job aims: always loopback, so a port is enough. */
+/** Where a job aims: always loopback. */
 export interface Target {
   readonly host: string
   readonly port: number
+  /** The Authorization header of every request, where the server asks for one. */
+  readonly authorization?: string
+  /** The loopback address to come from; the system's choice when absent. */
+  readonly from?: string
 }
 
 /** Pushes blobs as the Docker engine does: POST, one streamed PATCH, an empty PUT, each on its own connection. */
@@ -73,7 +77,37 @@ export interface PagesJob {
   readonly seconds: number
 }
 
-export type Job = PushJob | PullJob | ImagesJob | SeedJob | TagsJob | PagesJob
+/**
+ * Pulls of one image at moments laid down beforehand, whether earlier ones have ended or not, as clients that know
+ * nothing of each other do: so a server that stalls cannot spare itself the requests that would have shown it.
+ */
+export interface VisitsJob {
+  readonly kind: 'visits'
+  readonly target: Target
+  /** Clients take turns in coming from these loopback addresses. */
+  readonly from: readonly string[]
+  /** What one pull asks for, one after the other. */
+  readonly paths: readonly string[]
+  readonly clients: number
+  /** Pulls in a second, of all clients together. */
+  readonly perSecond: number
+  readonly seconds: number
+}
+
+/** Wrong logins at a steady rate: every second one for a user who is there. */
+export interface FloodJob {
+  readonly kind: 'flood'
+  readonly target: Target
+  /** What is asked for with wrong credentials, in turn. */
+  readonly paths: readonly string[]
+  /** A user who is there. */
+  readonly user: string
+  readonly connections: number
+  readonly perSecond: number
+  readonly seconds: number
+}
+
+export type Job = PushJob | PullJob | ImagesJob | SeedJob | TagsJob | PagesJob | VisitsJob | FloodJob
 
 /** What a job did in its timed section. */
 export interface JobResult {
@@ -89,6 +123,8 @@ export interface JobResult {
   readonly digests?: readonly string[]
   /** Milliseconds for each unit, sorted, where the job records them. */
   readonly latencies?: readonly number[]
+  /** How often each status came, where the job takes several. */
+  readonly statuses?: Readonly<Record<string, number>>
 }
 
 /** The name of the n-th tag that a {@link TagsJob} sets; all have one length, so that text order is number order. */

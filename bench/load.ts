@@ -52,7 +52,8 @@ export interface WrkJob {
   readonly connections: number
   readonly threads: number
   readonly seconds: number
-  readonly accept: string
+  readonly accept?: string
+  readonly authorization?: string
 }
 
 /** Throws, saying what to install, when wrk is missing. */
@@ -68,9 +69,11 @@ export function requireWrk(): void {
 
 /** Runs wrk and returns answers per second; rejects when any answer was not a success. */
 export async function runWrk(job: WrkJob, limitSeconds: number): Promise<number> {
-  const { url, connections, threads, seconds, accept } = job
+  const { url, connections, threads, seconds, accept, authorization } = job
   const args = [`-t${threads}`, `-c${connections}`, `-d${seconds}s`, '--timeout', '20s']
-  const output = await runToEnd('wrk', [...args, '-H', `Accept: ${accept}`, url], '', limitSeconds)
+  if (accept !== undefined) args.push('-H', `Accept: ${accept}`)
+  if (authorization !== undefined) args.push('-H', `Authorization: ${authorization}`)
+  const output = await runToEnd('wrk', [...args, url], '', limitSeconds)
   const failures = /Non-2xx or 3xx responses: \d+|Socket errors: .*/.exec(output)
   if (failures) throw new Error(`wrk: ${failures[0]}`)
   return Number(/Requests\/sec:\s+([\d.]+)/.exec(output)?.[1])

@@ -19,7 +19,9 @@ const TMPFS = 0x01021994
 const SELF_CHECK_TOLERANCE = 0.15
 
 function chooseRows(options: Options): readonly Row[] {
-  const rows = makeRows(options).map((row) => (options.full ? { ...row, oursOnly: false } : row))
+  const rows = makeRows(options)
+    .filter((row) => !(options.selfCheck && row.ofOursAlone))
+    .map((row) => (options.full ? { ...row, oursOnly: false } : row))
   const unknown = options.only.filter((id) => !rows.some((row) => row.id === id))
   if (unknown.length > 0) throw new Error(`no such row: ${unknown.join(', ')} (see --list)`)
   return options.only.length === 0 ? rows : rows.filter((row) => options.only.includes(row.id))

@@ -1,11 +1,21 @@
 import { rmSync } from 'node:fs'
+import { makeAccessRows } from './access-rows.js'
 import { MANIFEST_TYPE } from './image.js'
 import type { Job } from './jobs.js'
 import { runJob, runWrk } from './load.js'
 import { type Memory, MemoryWatch, percentile } from './measure.js'
 import { MIB } from './payload.js'
 import type { Server } from './server.js'
-import { type Cores, observe, observeChild, observeJob, pushBlobs, type Side, settle } from './side.js'
+import {
+  type Cores,
+  observe,
+  observeChild,
+  observeJob,
+  pushBlobs,
+  type Side,
+  seedImage,
+  settle,
+} from './side.js'
 
 const GIB = 1024 * MIB
 const REPOSITORY = 'bench/shared'
@@ -22,9 +32,9 @@ export interface Sample {
   readonly note?: string
 }
 
-/** `ratio`: ours must be so many times better than the peer's; `at-most`: ours must not exceed it. */
+/** `ratio`: ours must be so many times better than the peer's; `at-most`, `at-least`: ours must keep within it. */
 export interface Goal {
-  readonly kind: 'ratio' | 'at-most'
+  readonly kind: 'ratio' | 'at-most' | 'at-least'
   readonly value: number
 }
 
@@ -38,6 +48,8 @@ export interface Row {
   readonly repetitions: number
   /** The peer's share is left out unless asked for, because it takes long and no goal needs it. */
   readonly oursOnly?: boolean
+  /** About something that the peer does not have, so that it can never run there. */
+  readonly ofOursAlone?: boolean
   /** Disk that the row fills on each side, in GiB. */
   readonly disk: number
   /** Whether that is freed as soon as the sample is over, and not only at the end. */
@@ -58,16 +70,8 @@ export interface RowOptions {
   readonly bigPushes: number
 }
 
-async function seedImage(side: Side): Promise<string> {
-  const server = await side.shared()
-  // Ten layers, as a usual image has; the first is the blob that the blob row reads.
-  const layers = [MIB, ...Array.from({ length: 9 }, () => 4096)]
-  const job = { kind: 'seed', target: server.target, repository: REPOSITORY, tag: 'latest', layers } as const
-  const { digests = [] } = await runJob(job, PREPARE_LIMIT_SECONDS)
-  return digests[0] ?? ''
-}
-
-const image = (side: Side) => side.once('image', () => seedImage(side))
+const image = (side: Side) =>
+  side.once('image', async () => seedImage((await side.shared()).target, REPOSITORY))
 
 const bigBlob = (side: Side) =>
   side.once('big blob', async () => (await pushBlobs(await side.shared(), REPOSITORY, 1, GIB))[0] ?? '')
@@ -365,6 +369,7 @@ export function makeRows({ seconds, memorySeconds, bigPushes }: RowOptions): rea
     imagesRow(seconds),
     pagesRow,
     readyRow,
+    ...makeAccessRows(seconds),
     memoryPullRow('memory-pull', 'Peak memory, 64 pulls of 32 MiB at once', 8, small, false, memorySeconds),
     memoryPushRow('memory-push', 'Peak memory, 32 pushes of 32 MiB at once', 32, 64, small, false),
     memoryPullRow('memory-pull-big', 'Peak memory, 64 pulls of 1 GiB at once', 1, GIB, true, memorySeconds),

@@ -17,10 +17,25 @@ export interface Server {
   readonly pid: number
   /** Everything it writes is below this folder. */
   readonly folder: string
-  /** Milliseconds from the start of the process to the first 200 answer to `GET /v2/`. */
+  /** Milliseconds from the start of the process to the first answer (200, or 401) to `GET /v2/`. */
   readonly readyMs: number
   /** Asks it to end, and makes it end when it does not. */
   stop(): Promise<void>
+}
+
+/** A server that asks for a login, with one user, who may pull and push. */
+export interface GuardedServer extends Server {
+  readonly user: string
+  /** The user's name and password as an Authorization header. */
+  readonly basic: string
+  /** Asks for a token: for what a repository's pulls and pushes need. */
+  token(repository: string): Promise<string>
+}
+
+/** What a guarded server may be told. */
+export interface GuardedOptions {
+  /** Everything on one core. */
+  readonly onOneCore?: boolean
 }
 
 /** A make of registry: how it is started, and how a repository gets very many tags fast. */
@@ -28,6 +43,8 @@ export interface Registry {
   readonly name: string
   /** Starts it over a folder, new or used before, and resolves when it answers. */
   start(folder: string): Promise<Server>
+  /** The same with users and tokens of its own, where it has any. */
+  startGuarded?(folder: string, options: GuardedOptions): Promise<GuardedServer>
   /** Gives one image of the repository `count` tags, named by `tagName`. */
   seedTags(server: Server, repository: string, count: number): Promise<void>
 }
@@ -111,7 +128,8 @@ async function answersOnce(target: Target): Promise<boolean> {
   const timer = setTimeout(() => connection?.close(), 2000)
   try {
     connection = await Connection.open(target)
-    return (await connection.send({ method: 'GET', path: '/v2/' })).status === 200
+    const { status } = await connection.send({ method: 'GET', path: '/v2/' })
+    return status === 200 || status === 401
   } catch {
     return false
   } finally {

@@ -2,10 +2,11 @@ import { execFile } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import type { JobResult } from './jobs.js'
+import type { JobResult, Target } from './jobs.js'
 import { runJob } from './load.js'
 import { cpuOf, machineCpu, ownCpu, processTree } from './measure.js'
-import type { Registry, Server } from './server.js'
+import { MIB } from './payload.js'
+import type { GuardedServer, Registry, Server } from './server.js'
 
 const run = promisify(execFile)
 const PREPARE_LIMIT_SECONDS = 60
@@ -32,6 +33,7 @@ export class Side {
   readonly registry: Registry
   readonly #folder: string
   readonly #prepared = new Map<string, Promise<unknown>>()
+  readonly #guarded: Server[] = []
   #fresh = 0
 
   constructor(registry: Registry, folder: string) {
@@ -42,6 +44,16 @@ export class Side {
   /** The shared server, started when it is first asked for. */
   shared(): Promise<Server> {
     return this.once('server', () => this.registry.start(join(this.#folder, 'shared')))
+  }
+
+  /** A server of its own that asks for a login, started when it is first asked for by this name. */
+  guarded(name: string, onOneCore = false): Promise<GuardedServer> {
+    return this.once(`guarded ${name}`, async () => {
+      if (this.registry.startGuarded === undefined) throw new Error(`${this.registry.name} has no users`)
+      const server = await this.registry.startGuarded(join(this.#folder, name), { onOneCore })
+      this.#guarded.push(server)
+      return server
+    })
   }
 
   /** Does a preparation the first time it is asked for by this name, and gives the same answer ever after. */
@@ -63,6 +75,7 @@ export class Side {
   async end(): Promise<void> {
     const server = await this.#prepared.get('server')?.catch(() => undefined)
     await (server as Server | undefined)?.stop()
+    for (const guarded of this.#guarded) await guarded.stop()
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }
@@ -79,19 +92,30 @@ export async function pushBlobs(
   return digests
 }
 
+/**
+ * Pushes the image that reading rows pull, under the tag `latest`, and returns the digest of its first layer, which
+ * has 1 MiB. Ten layers, as a usual image has.
+ */
+export async function seedImage(target: Target, repository: string): Promise<string> {
+  const layers = [MIB, ...Array.from({ length: 9 }, () => 4096)]
+  const job = { kind: 'seed', target, repository, tag: 'latest', layers } as const
+  const { digests = [] } = await runJob(job, PREPARE_LIMIT_SECONDS)
+  return digests[0] ?? ''
+}
+
 /** Waits until what was written is on disk, so that no sample pays for the one before it. */
 export async function settle(folder: string): Promise<void> {
   await run('sync', ['-f', folder])
 }
 
-/** Runs a load against a server and measures the processor time of everyone. `seconds` tells its timed length. */
+/** Runs a load against a server, or several, and measures the processor time of everyone. `seconds` tells its timed length. */
 export async function observe<T>(
-  server: Server,
+  servers: Server | readonly Server[],
   load: () => Promise<T>,
   seconds: (result: T) => number,
   loadCpu?: (result: T) => number,
 ): Promise<Observed<T>> {
-  const pids = processTree(server.pid)
+  const pids = [servers].flat().flatMap(({ pid }) => processTree(pid))
   const before = { server: cpuOf(pids), own: ownCpu(), machine: machineCpu(), at: performance.now() }
   const result = await load()
   const wall = (performance.now() - before.at) / 1000

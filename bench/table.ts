@@ -11,7 +11,8 @@ function figure(value: number, unit: string): string {
 }
 
 function goalText({ goal, unit }: Row): string {
-  return goal.kind === 'ratio' ? `≥ ${goal.value}×` : `≤ ${goal.value} ${unit}`
+  if (goal.kind === 'ratio') return `≥ ${goal.value}×`
+  return `${goal.kind === 'at-least' ? '≥' : '≤'} ${goal.value} ${unit}`
 }
 
 function cells(outcome: Outcome): string[] {

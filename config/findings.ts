@@ -5,6 +5,10 @@ export interface Written {
   readonly setting: Setting
   readonly place: string
   readonly value: unknown
+  /** The file that it was written in, if any. */
+  readonly file?: string
+  /** Lines of the names within the value, by their paths from it, such as `[0].url`. */
+  readonly lines?: ReadonlyMap<string, number>
 }
 
 /** What the sources hold. */

@@ -1,4 +1,4 @@
-import { type Setting, settings } from './schema.js'
+import { mirrorSettings, type Setting, settings } from './schema.js'
 
 const width = 80
 const indent = '      '
@@ -13,11 +13,18 @@ function wrap(text: string): string {
   return lines.map((line) => `${indent}${line}`).join('\n')
 }
 
-function describe({ path, variable, fallback, description }: Setting): string {
-  return `  ${path} (${variable}, ${fallback === undefined ? 'unset' : `default ${fallback}`})\n${wrap(description)}`
+function describe(name: string, { fallback, description }: Omit<Setting, 'variable'>, variable = ''): string {
+  return `  ${name} (${variable}${fallback === undefined ? 'unset' : `default ${fallback}`})\n${wrap(description)}`
 }
 
-/** All settings with their variables, defaults and descriptions, as text of up to 80 columns; ends without a newline. */
+/**
+ * All settings with their variables, defaults and descriptions, and those of a mirror, as text of up to 80 columns;
+ * ends without a newline.
+ */
 export function settingsHelp(): string {
-  return settings.map(describe).join('\n')
+  return [
+    ...settings.map((setting) => describe(setting.path, setting, `${setting.variable}, `)),
+    '\nEach of the mirrors has these settings of its own; only name must be written:',
+    ...mirrorSettings.map((setting) => describe(setting.path, setting)),
+  ].join('\n')
 }

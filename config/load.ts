@@ -1,11 +1,13 @@
-import { BlockList, isIPv4, isIPv6 } from 'node:net'
+import { isLoopback } from './addresses.js'
 import type { Findings, Written } from './findings.js'
+import { faultsOfMirrors, faultsOfOpenness, withPasswords } from './mirror-faults.js'
 import { readYaml } from './read-yaml.js'
 import { type Config, resolveConfig, settings } from './schema.js'
 import { faultsOfKeyFile, faultsOfPasswordFile } from './secret-files.js'
 import { readSmallFile } from './small-file.js'
 import { faultsOfTls } from './tls-files.js'
-import { nearest, sentence, show, showName } from './words.js'
+import { readListen } from './values.js'
+import { nearest, sentence, show, showName, showUrl } from './words.js'
 
 /** What the command line may say. */
 export interface ConfigFlags {
@@ -55,28 +57,21 @@ export function loadConfig({ flags, env }: ConfigSources): Config {
   readConfigFile(flags, env, findings)
   readVariables(env, findings)
   readFlags(flags, findings)
+  findings.written.unshift(...readProxyVariables(env, findings))
 
   const accepted = new Map<string, Written>()
   for (const written of findings.written) {
-    const faults = faultsOf(written)
+    const faults = faultsOf(written, env)
     findings.faults.push(...faults)
-    if (faults.length === 0) accepted.set(written.setting.path, written)
+    if (faults.length === 0) accepted.set(written.setting.path, settle(written, env))
     else findings.unreadable.add(written.setting.path)
   }
-  if (!findings.fileLost) findings.faults.push(...faultsBetween(accepted, findings.unreadable))
+  if (!findings.fileLost) {
+    findings.faults.push(...faultsBetween(accepted, findings.unreadable))
+    findings.faults.push(...faultsOfOpenMirrors(findings, accepted))
+  }
   if (findings.faults.length > 0) throw new ConfigError(shorten(findings.faults))
   return resolveConfig(assemble(accepted.values()))
-}
-
-const loopback = new BlockList()
-loopback.addSubnet('127.0.0.0', 8, 'ipv4')
-loopback.addAddress('::1', 'ipv6')
-
-/** Whether this machine alone can reach what listens on this host (an address without brackets, or a name). */
-export function isLoopback(host: string): boolean {
-  if (isIPv4(host)) return loopback.check(host, 'ipv4')
-  if (isIPv6(host)) return loopback.check(host, 'ipv6')
-  return host.toLowerCase() === 'localhost'
 }
 
 /** What `auth` comes to: everybody may do everything only where nobody else can reach the server, or where it is written. */
@@ -136,9 +131,48 @@ function readFlags(flags: ConfigFlags, findings: Findings): void {
   }
 }
 
-function faultsOf({ setting, place, value }: Written): readonly string[] {
+/**
+ * The variables that all programs share for HTTP proxies, in lower case or else in upper case; a wrong one counts only
+ * where upstreams are to be reached and no setting takes its place.
+ */
+function readProxyVariables(env: NodeJS.ProcessEnv, findings: Findings): readonly Written[] {
+  const isMirroring = lastOf(findings, 'mirrors') !== undefined
+  return ['http', 'https', 'exceptions'].flatMap((name) => {
+    const shared = name === 'exceptions' ? 'no_proxy' : `${name}_proxy`
+    const place = [shared, shared.toUpperCase()].find((variable) => (env[variable] ?? '') !== '')
+    const setting = settings.find(({ path }) => path === `proxy.${name}`)
+    if (place === undefined || setting === undefined || lastOf(findings, setting.path)) return []
+    const written = { setting, place, value: env[place] }
+    return isMirroring || faultsOf(written, env).length === 0 ? [written] : []
+  })
+}
+
+/** What counts of a setting, right or wrong; an empty list is nothing. */
+function lastOf(findings: Findings, path: string): Written | undefined {
+  const last = findings.written.findLast(({ setting }) => setting.path === path)
+  return Array.isArray(last?.value) && last.value.length === 0 && path === 'mirrors' ? undefined : last
+}
+
+function faultsOf(written: Written, env: NodeJS.ProcessEnv): readonly string[] {
+  const { setting, place, value } = written
+  if (setting.path === 'mirrors') return faultsOfMirrors(written, env)
   const issues = setting.schema.safeParse(value).error?.issues ?? []
-  return issues.map((issue) => `${place} is ${show(value)}: ${sentence(issue.message)}`)
+  return issues.map((issue) => `${place} is ${showUrl(value)}: ${sentence(issue.message)}`)
+}
+
+/** The value with all that it takes from the environment. */
+function settle(written: Written, env: NodeJS.ProcessEnv): Written {
+  return written.setting.path === 'mirrors'
+    ? { ...written, value: withPasswords(written.value, env) }
+    : written
+}
+
+/** With `auth: none`, whoever reaches the server would read what the credentials of its mirrors open. */
+function faultsOfOpenMirrors(findings: Findings, accepted: ReadonlyMap<string, Written>): readonly string[] {
+  const mirrors = lastOf(findings, 'mirrors')
+  const listen = readListen(String(accepted.get('listen')?.value ?? '').trim())
+  const isOpen = String(accepted.get('auth')?.value).trim() === 'none' && listen !== undefined
+  return mirrors === undefined || !isOpen || isLoopback(listen.host) ? [] : faultsOfOpenness(mirrors)
 }
 
 /** What accepted settings demand of each other; settings with a fault of their own are left out. */

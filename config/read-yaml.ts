@@ -10,6 +10,7 @@ import {
 } from 'yaml'
 import type { z } from 'zod'
 import type { Findings } from './findings.js'
+import { readKeyLines } from './key-lines.js'
 import { schema, sectionOf, settings } from './schema.js'
 import { nearest, plain, sentence, showName } from './words.js'
 
@@ -76,13 +77,15 @@ function readSection(map: YAMLMap, shape: Shape, prefix: string, source: YamlSou
       const hint = hintFor(path, prefix)
       findings.faults.push(`${showName(path)} in ${file}, line ${line}, is not a setting: ${hint}`)
     } else if (earlier !== undefined) {
-      findings.faults.push(
-        `${path} in ${file} is written twice, on lines ${earlier} and ${line}: keep one of them.`,
-      )
+      findings.faults.push(`${path} in ${file} is ${twice([earlier, line])}`)
     } else {
       readPart(path, part, value as Node | null, source)
     }
   }
+}
+
+function twice([earlier, line]: readonly [number, number]): string {
+  return `written twice, on lines ${earlier} and ${line}: keep one of them.`
 }
 
 function readPart(path: string, part: z.ZodType, written: Node | null, source: YamlSource): void {
@@ -101,12 +104,14 @@ function readPart(path: string, part: z.ZodType, written: Node | null, source: Y
 }
 
 function readSetting(path: string, place: string, node: Node | null | undefined, source: YamlSource): void {
-  const { document, findings } = source
+  const { file, document, findings } = source
   const setting = settings.find((candidate) => candidate.path === path)
   if (setting === undefined) throw new Error(`the schema does not list its own setting ${path}`)
   const value = readValue(node, document)
   if (value !== undefined) {
-    findings.written.push({ setting, place, value })
+    const { lines, repeated } = readKeyLines(node, source.lines)
+    findings.written.push({ setting, place, value, file, lines })
+    findings.faults.push(...repeated.map((key) => `${path}${key.path} in ${file} is ${twice(key.lines)}`))
     return
   }
   findings.unreadable.add(path)

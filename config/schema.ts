@@ -1,8 +1,12 @@
 import { availableParallelism } from 'node:os'
 import { z } from 'zod'
+import { readException, readProxy } from './addresses.js'
+import { mirrorFields, mirrors } from './mirrors.js'
 import {
   choice,
   duration,
+  flag,
+  listOf,
   networks,
   path,
   patterns,
@@ -13,6 +17,8 @@ import {
   tagPatterns,
   word,
 } from './values.js'
+
+const proxyHint = 'write the address of a proxy, such as http://proxy.example.com:3128'
 
 /** The two files of TLS, as absolute paths to PEM files. */
 export interface TlsFiles {
@@ -123,12 +129,10 @@ export const schema = z.strictObject({
       keyFile: path('name a PEM file with an Ed25519 private key')
         .optional()
         .describe(
-          'A PEM file with the Ed25519 key that signs tokens; unset, a key is made in the data folder at the first ' +
-            'start.',
+          'A PEM file with the Ed25519 key that signs tokens, taken up anew when it changes; unset, a key is made in ' +
+            'the data folder at the first start.',
         ),
-      refresh: word('write true or false', (text) =>
-        text === 'true' ? true : text === 'false' ? false : undefined,
-      )
+      refresh: flag()
         .prefault('false')
         .describe(
           'Whether clients that ask for it get a refresh token, which lasts 90 days. Docker then keeps it in the ' +
@@ -217,6 +221,54 @@ export const schema = z.strictObject({
     })
     .prefault({}),
 
+  mirrors: mirrors()
+    .prefault([])
+    .describe(
+      'The upstream registries whose images are fetched when clients ask for them, and kept: a list of mirrors, each ' +
+        'with the settings of a mirror; in the variable as JSON.',
+    ),
+
+  proxy: z
+    .strictObject({
+      /** May hold a user and a password: never shown. */
+      http: word(proxyHint, readProxy)
+        .optional()
+        .describe(
+          'The HTTP proxy through which upstreams with http are reached; unset, it is the one of HTTP_PROXY or ' +
+            'http_proxy in the environment, if any.',
+        ),
+      /** May hold a user and a password: never shown. */
+      https: word(proxyHint, readProxy)
+        .optional()
+        .describe(
+          'The HTTP proxy through which upstreams with https are reached; unset, it is the one of HTTPS_PROXY or ' +
+            'https_proxy in the environment, if any.',
+        ),
+      exceptions: listOf(
+        'write hosts, addresses or networks such as registry.corp, .corp, 10.0.0.0/8, or * for all',
+        readException,
+        /[\s,]+/,
+      )
+        .prefault([])
+        .describe(
+          'Hosts, addresses and networks that are reached without a proxy, .corp with all names below it, * for all; ' +
+            'unset, they are those of NO_PROXY or no_proxy in the environment.',
+        ),
+    })
+    .prefault({}),
+
+  disk: z
+    .strictObject({
+      /** Bytes. */
+      floor: size('0B', '1024TiB')
+        .prefault('256MiB')
+        .describe(
+          'The space that stays free on the disk of the data folder: mirrors give back what was not pulled for the ' +
+            'longest time, and keep nothing new, where less would be left.',
+        ),
+    })
+    .prefault({}),
+
   timeouts: z
     .strictObject({
       /** Milliseconds. */
@@ -290,6 +342,11 @@ function listSettings(shape: Readonly<Record<string, z.ZodType>>, prefix: string
 
 /** Every setting, in the order of the schema. */
 export const settings: readonly Setting[] = listSettings(schema.shape, '')
+
+/** Every setting of a mirror by its name there, in the order of the schema; they have no variables. */
+export const mirrorSettings: readonly Omit<Setting, 'variable'>[] = Object.entries(mirrorFields).map(
+  ([path, part]) => ({ path, description: part.description ?? '', fallback: fallbackOf(part), schema: part }),
+)
 
 function freeze<T>(value: T): T {
   if (typeof value === 'object' && value !== null) Object.values(Object.freeze(value)).forEach(freeze)

@@ -39,7 +39,8 @@ function troubleOfKey(content: Buffer): string | undefined {
   }
 }
 
-function troubleOfPassword(content: Buffer): string | undefined {
+/** What is wrong with the content of a file that holds a password; continues "<file>, …". */
+export function troubleOfPassword(content: Buffer): string | undefined {
   const text = content.toString('utf8').replace(/\r?\n$/, '')
   if (text === '') return 'which is empty'
   if (/[\r\n]/.test(text)) return 'which has more than one line'

@@ -2,6 +2,7 @@ import { isIPv4, isIPv6 } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { resolve } from 'node:path'
 import { z } from 'zod'
+import { show } from './words.js'
 
 /*
  * How single values are written. Each of these makes a schema for one setting; all messages of faults say what
@@ -43,6 +44,13 @@ export function word<T>(hint: string, read: (text: string) => T | undefined) {
 /** One of these words. */
 export function choice<const T extends string>(values: readonly T[], hint: string) {
   return word(hint, (text) => values.find((value) => value === text))
+}
+
+/** Yes or no. */
+export function flag() {
+  return word('write true or false', (text) =>
+    text === 'true' ? true : text === 'false' ? false : undefined,
+  )
 }
 
 function readQuantity(text: string, units: Readonly<Record<string, number>>): number | undefined {
@@ -92,7 +100,8 @@ function everyAddress(): string {
   return addresses.some((address) => address.family === 'IPv6') ? '::' : '0.0.0.0'
 }
 
-function isHostName(host: string): boolean {
+/** Whether this is a name that a resolver would look up. */
+export function isHostName(host: string): boolean {
   const label = /^[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/
   const labels = host.split('.')
   // A last label of digits alone would make system resolvers read the name as an odd IPv4 address.
@@ -125,7 +134,7 @@ export function patterns() {
   return list(patternHint, (text) => {
     if (text === '*') return 'write ** to mean all repositories, or team/* to mean those directly below team'
     if (text.length <= 255 && repositoryPattern.test(text)) return undefined
-    return `${JSON.stringify(text)} is not a repository pattern: ${patternHint}`
+    return `${show(text)} is not a repository pattern: ${patternHint}`
   })
 }
 
@@ -147,16 +156,18 @@ const networkHint = 'write addresses or networks such as 10.0.0.1 or 10.0.0.0/8'
 
 /** Addresses and networks, as a list, or as one text with commas between them. */
 export function networks() {
-  return list(networkHint, (text) => {
-    const [address = '', bits, ...more] = text.split('/')
-    const most = isIPv4(address) ? 32 : isIPv6(address) ? 128 : -1
-    const isMask = bits === undefined || readWhole(bits, 0, most) !== undefined
-    return most > 0 && more.length === 0 && isMask ? undefined : misplaced(text, networkHint)
-  })
+  return list(networkHint, (text) => (isNetwork(text) ? undefined : misplaced(text, networkHint)))
+}
+
+/** Whether this is an address, or a network such as 10.0.0.0/8. */
+export function isNetwork(text: string): boolean {
+  const [address = '', bits, ...more] = text.split('/')
+  const most = isIPv4(address) ? 32 : isIPv6(address) ? 128 : -1
+  return most > 0 && more.length === 0 && (bits === undefined || readWhole(bits, 0, most) !== undefined)
 }
 
 function misplaced(text: string, hint: string): string {
-  return `${JSON.stringify(text)} is wrong here: ${hint}`
+  return `${show(text)} is wrong here: ${hint}`
 }
 
 /** `faultOf` says what is wrong with one of the texts, or undefined; `hint` is for what is no list of texts. */
@@ -170,6 +181,24 @@ function list(hint: string, faultOf: (text: string) => string | undefined) {
       if (message !== undefined) context.issues.push({ code: 'custom', message, input: text })
     }
     return found
+  })
+}
+
+/**
+ * A list of texts, or one text with commas between them; each is read by itself, and a fault names its place in the
+ * list. `read` gives undefined for what it does not understand; `hint` then ends the sentence.
+ */
+export function listOf<T>(hint: string, read: (text: string) => T | undefined, separator = /,/) {
+  return z.union([z.string(), z.array(z.unknown())], { error: hint }).transform((written, context) => {
+    const texts =
+      typeof written === 'string' ? written.split(separator).filter((text) => text.trim() !== '') : written
+    return texts.flatMap((text, index) => {
+      const value = typeof text === 'string' ? read(text.trim()) : undefined
+      if (value !== undefined) return [value]
+      const path = typeof written === 'string' ? [] : [index]
+      context.issues.push({ code: 'custom', message: hint, input: text, path })
+      return []
+    })
   })
 }
 

@@ -6,12 +6,17 @@ function abbreviate(text: string): string {
   return text.length <= longestShown ? text : `${text.slice(0, longestShown - 1)}…`
 }
 
-/** A value as part of a sentence: quoted, on one line, and not too long. */
+/** Leaves out what stands before the @ of an address: it may hold a password. */
+function withoutCredentials(json: string): string {
+  return json.replaceAll(/:\/\/.*@/g, '://…@').replaceAll(/"[^\s/@"]+:[^\s/@"]*@/g, '"…@')
+}
+
+/** A value as part of a sentence: quoted, on one line, not too long, and without a password in an address. */
 export function show(value: unknown): string {
   if (value === null) return 'empty'
   if (typeof value === 'number') return String(value)
   try {
-    return abbreviate(JSON.stringify(value))
+    return abbreviate(withoutCredentials(JSON.stringify(value)))
   } catch {
     return 'a value that contains itself'
   }
@@ -57,4 +62,15 @@ function editDistance(from: string, to: string): number {
     above = current
   }
   return above[to.length] ?? 0
+}
+
+/** Like `show`, without what may hold a secret in URLs: all that stands before an @, and the query. */
+export function showUrl(value: unknown): string {
+  if (Array.isArray(value)) return show(value.map(withoutSecrets))
+  return show(withoutSecrets(value))
+}
+
+function withoutSecrets(value: unknown): unknown {
+  if (typeof value !== 'string') return value
+  return value.replace(/^(\s*[a-z][a-z\d+.-]*:\/*)?.*@/is, '$1***@').replace(/\?.*$/s, '?***')
 }

@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
 import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
+import type { KeyFileObserver } from '../storage/key-store.js'
 import { openAccess } from './auth/access.js'
 import type { LoginObserver } from './auth/accounts.js'
 import { redactTokens } from './auth/redact.js'
@@ -16,13 +17,15 @@ import { noTokenHandlers } from './http/no-token.js'
 import { searchHandlers } from './http/search.js'
 import { createServer } from './http/server.js'
 import { uploadHandlers } from './http/uploads.js'
+import type { MirrorAppOptions } from './mirror-app.js'
 import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
-import { BlobService } from './registry/blobs.js'
+import { BlobService, type Blobs } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
-import { ManifestService } from './registry/manifests.js'
+import { type ManifestOptions, ManifestService, type Manifests } from './registry/manifests.js'
 import { PullLog } from './registry/pulls.js'
 import { createUploads, openStores, type Stores } from './stores.js'
+import type { Behind } from './token-app.js'
 
 /** Metrics in the Prometheus text format. */
 export type MetricsText = { readonly contentType: string; readonly text: string }
@@ -51,17 +54,28 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const { metadata } = stores
   const parser = new ManifestParser()
   const sparse = config.manifests.sparse.map(parseRepositoryPattern)
-  const blobs = new BlobService(stores, config.gc)
+  const ownBlobs = new BlobService(stores, config.gc)
   const uploads = createUploads(config, stores, options.processName)
   const immutable = config.tags.immutable.map(parseTagPattern)
   const pulls = new PullLog(metadata)
-  const manifests = new ManifestService(metadata, {
+  const manifestOptions: ManifestOptions = {
     immutableTags: (name) => tagPatternsFor(immutable, name),
     isSparse: (name) => sparse.some((pattern) => matchesRepository(pattern, name)),
     untagged: config.gc.untagged,
     pulls,
     parse: parser.parse,
+  }
+  const ownManifests = new ManifestService(metadata, manifestOptions)
+  const mirror = await createBehind(config, {
+    stores,
+    blobs: ownBlobs,
+    manifests: ownManifests,
+    manifestOptions,
+    processName: options.processName,
+    onError: (error, what) => options.logger.error({ err: error }, what),
   })
+  const blobs: Blobs = mirror?.blobs ?? ownBlobs
+  const manifests: Manifests = mirror?.manifests ?? ownManifests
   const metrics = new Metrics(() => metadata.totals())
   const audit: Audit = (exchange, event, about) => {
     const user = exchange.caller.identity.name
@@ -71,7 +85,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     const event = isRight ? 'login' : 'login refused'
     options.logger.info({ audit: event, user: redactTokens(user.slice(0, 128)), remote }, event)
   }
-  const access = await createAccess(config, stores, { audit, onLogin })
+  const onKeyChange: KeyFileObserver = (trouble) => {
+    if (trouble === undefined) options.logger.info('took up the new signing key')
+    else options.logger.error({ err: trouble }, 'the new signing key cannot be used: the old one stays')
+  }
+  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange }, mirror)
   const idleTimeout = config.timeouts.idle
   let isDraining = false
 
@@ -79,6 +97,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     logger: options.logger,
     metrics,
     access: access.policy,
+    names: mirror?.names,
     service: access.service,
     publicUrl: config.publicUrl,
     trustedProxies: config.trustedProxies,
@@ -106,6 +125,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       isDraining = true
       await server.close()
       await access.close()
+      await mirror?.close()
       await parser.close()
       await pulls.close()
       await stores.close()
@@ -113,11 +133,23 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   }
 }
 
+/** The mirrors. What they need is loaded only where there are any. */
+async function createBehind(config: Config, options: MirrorAppOptions) {
+  if (config.mirrors.length === 0) return undefined
+  const { createMirrors } = await import('./mirror-app.js')
+  return createMirrors(config, options)
+}
+
 /** Who may do what, by the setting `auth`. What logins need is loaded only where there are any. */
-async function createAccess(config: Config, stores: Stores, log: { audit: Audit; onLogin: LoginObserver }) {
+async function createAccess(
+  config: Config,
+  stores: Stores,
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+  mirror: Behind | undefined,
+) {
   if (authMode(config) === 'token') {
     const { createTokenAccess } = await import('./token-app.js')
-    return createTokenAccess(config, stores.access, log)
+    return createTokenAccess(config, stores.access, log, mirror)
   }
   return { policy: openAccess, service: '', handlers: noTokenHandlers, close: async () => undefined }
 }

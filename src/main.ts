@@ -17,6 +17,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   access: async () => (await import('./commands/access.js')).access,
   gc: async () => (await import('./commands/gc.js')).gc,
   key: async () => (await import('./commands/key.js')).key,
+  health: async () => (await import('./commands/health.js')).health,
 }
 
 const usage = `Boathouse ${version}: a private Docker and OCI registry
@@ -29,11 +30,12 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse access   list|explain|export|apply: who may do what, and why
   boathouse gc       [--dry-run] [--explain DIGEST]: remove from the disk what nobody needs
   boathouse key      rotate|list: the keys that sign logins
+  boathouse health   whether the server on this machine is alive
 
   boathouse COMMAND --help    more about one of them; "boathouse serve --help" shows all settings
   boathouse --version
 
-All but serve work on the data folder of a server (--config FILE, --data DIR, BOATHOUSE_DATA), also while it runs.
+All but serve and health work on the data folder of a server (--config FILE, --data DIR, BOATHOUSE_DATA), also while it runs.
 They exit with 0 when it is done, 1 when it cannot be done, and 2 when it is not well said.`
 
 /** Runs the command line. @returns the exit code */

@@ -1,16 +1,17 @@
-import { readFile } from 'node:fs/promises'
 import type { Config } from '../config/schema.js'
 import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
-import { KeyStore, parseSigningKey } from '../storage/key-store.js'
+import { KeyFile, type KeyFileObserver, KeyStore } from '../storage/key-store.js'
 import { createAccessToken } from './auth/access-tokens.js'
 import { type Account, Accounts, type LoginObserver } from './auth/accounts.js'
+import type { RuleFilter } from './auth/grants.js'
 import { Passwords } from './auth/passwords.js'
 import { Throttle } from './auth/throttle.js'
 import { TokenAccess } from './auth/token-access.js'
 import { type KeySource, Tokens } from './auth/tokens.js'
 import type { Audit } from './http/audit.js'
 import { tokenHandlers } from './http/token.js'
+import type { NameResolver } from './registry/names.js'
 
 /** Milliseconds between two notes of which access tokens were used. */
 const useInterval = 60_000
@@ -18,16 +19,30 @@ const useInterval = 60_000
 /** Days that a refresh token lasts. */
 const refreshDays = 90
 
+/** What lies behind names: mirrors may. */
+export interface Behind {
+  readonly names: NameResolver
+  /** Whether a grant to everybody counts in a repository that its pattern fits. */
+  readonly anonymousRule: RuleFilter
+}
+
 /** Composes users, tokens and grants: what `auth: token` means. */
-export function createTokenAccess(
+export async function createTokenAccess(
   config: Config,
   store: AccessStore,
-  log: { audit: Audit; onLogin: LoginObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+  behind: Behind | undefined,
 ) {
   const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
   const passwords = new Passwords()
-  const accounts = new Accounts(store, passwords, new Throttle(), log.onLogin)
-  const tokens = new Tokens(keySource(config), service, config.tokens.expireAfter / 1000)
+  const accounts = new Accounts(store, {
+    passwords,
+    throttle: new Throttle(),
+    onLogin: log.onLogin,
+    anonymousRule: behind?.anonymousRule,
+  })
+  const tokens = new Tokens(keySource(config, log.onKeyChange), service, config.tokens.expireAfter / 1000)
+  await tokens.prepare().catch(() => undefined) // whoever asks for a token is told
   const timer = setInterval(() => void accounts.flushUses(Date.now()).catch(() => undefined), useInterval)
   return {
     policy: new TokenAccess(accounts, tokens),
@@ -36,6 +51,7 @@ export function createTokenAccess(
       accounts,
       tokens,
       audit: log.audit,
+      names: behind?.names,
       idleTimeout: config.timeouts.idle,
       createRefreshToken: config.tokens.refresh
         ? (account, client) => createRefreshToken(store, account, client)
@@ -66,14 +82,17 @@ async function createRefreshToken(store: AccessStore, account: Account, client: 
 }
 
 /** The configured key signs, where there is one; those of the data folder verify what they signed before. */
-function keySource(config: Config): KeySource {
+function keySource(config: Config, onChange: KeyFileObserver): KeySource {
   const store = new KeyStore(dataPaths(config.data).keys)
   const { keyFile } = config.tokens
+  const file = keyFile === undefined ? undefined : new KeyFile(keyFile, onChange)
   return {
     async load() {
       const made = (await store.load()).map(({ key }) => key)
-      return keyFile === undefined ? made : [parseSigningKey(await readFile(keyFile, 'utf8')), ...made]
+      return file === undefined ? made : [...(await file.load()), ...made]
     },
-    state: () => store.state(),
+    async state() {
+      return `${await store.state()} ${await file?.state()}`
+    },
   }
 }

@@ -22,6 +22,8 @@ interface PumpOptions {
   readonly onChunk: (chunk: Buffer) => void
   /** Hears how far the file is written. */
   readonly onWritten: (position: number) => void
+  /** Whether bytes are written as soon as the writes before them are done, however few they are. */
+  readonly isEager?: boolean
 }
 
 /** How a pump ended: where the file ends now, and why the body did, if it ended early. */
@@ -62,9 +64,9 @@ export function pumpToFile(body: Readable, file: FileHandle, options: PumpOption
       options.onChunk(chunk)
       gathered.push(chunk)
       gatheredBytes += chunk.length
-      if (gatheredBytes < batchSize) return
-      if (isWriting) body.pause()
-      else void writeBatch()
+      const isFull = gatheredBytes >= batchSize
+      if (isWriting && isFull) body.pause()
+      if (!isWriting && (isFull || options.isEager === true)) void writeBatch()
     }
 
     async function writeBatch(): Promise<void> {
@@ -80,7 +82,8 @@ export function pumpToFile(body: Readable, file: FileHandle, options: PumpOption
         return
       }
       isWriting = false
-      if (gatheredBytes >= batchSize || (isEnded && gatheredBytes > 0)) void writeBatch()
+      const isDue = isEnded || options.isEager === true
+      if (gatheredBytes >= batchSize || (isDue && gatheredBytes > 0)) void writeBatch()
       else if (isEnded) settle(() => resolve({ position, failure, overLimit }))
       if (!isEnded && body.isPaused()) body.resume()
     }

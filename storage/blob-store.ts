@@ -21,12 +21,27 @@ export interface AppendOptions {
   readonly limit: number
   /** The algorithm that the digest is likely to be asked in. */
   readonly algorithm: Algorithm
+  /**
+   * Hears how many bytes of the upload can be read ({@link BlobStore.openUpload}). Who listens gets the bytes as
+   * soon as they come, in place of the fewest writes.
+   */
+  readonly onProgress?: (size: number) => void
+}
+
+/** The bytes of an upload, while they come in and when it has become a blob. */
+export interface UploadReader extends Copier {
+  /** Bytes that can be read now. */
+  currentSize(): Promise<number>
 }
 
 /** An opened blob. */
-export interface BlobReader {
+export interface BlobReader extends Copier {
   /** Bytes. */
   readonly size: number
+}
+
+/** Bytes to copy from. */
+export interface Copier {
   /**
    * Writes the bytes `start` … `end` (inclusive) to the sink as fast as it takes them, in bounded memory. Does
    * not end the sink.
@@ -58,6 +73,8 @@ export interface BlobStore {
    * @throws RegistryError BLOB_UPLOAD_UNKNOWN when the upload is lost, STORAGE_FULL or UNAVAILABLE
    */
   commit(uploadId: string, digest: Digest, size: number): Promise<void>
+  /** Opens an upload for reading, also while it is written; undefined when it has no bytes yet. */
+  openUpload(uploadId: string): Promise<UploadReader | undefined>
   /** Forgets an upload's bytes; nothing happens when there are none. */
   discard(uploadId: string): Promise<void>
   /** Uploads that hold bytes. */

@@ -1,7 +1,7 @@
 import { read } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import type { Writable } from 'node:stream'
-import type { BlobReader } from './blob-store.js'
+import type { BlobReader, UploadReader } from './blob-store.js'
 import { errorCode } from './errors.js'
 
 /**
@@ -38,7 +38,10 @@ function giveBack(buffer: Buffer): void {
  * Opens a file for {@link BlobReader.copyTo}.
  * @returns undefined when there is no such file
  */
-export async function openFileReader(path: string, flags: number): Promise<BlobReader | undefined> {
+export async function openFileReader(
+  path: string,
+  flags: number,
+): Promise<(BlobReader & UploadReader) | undefined> {
   let file: FileHandle
   try {
     file = await open(path, flags)
@@ -55,13 +58,17 @@ export async function openFileReader(path: string, flags: number): Promise<BlobR
   }
 }
 
-class FileReader implements BlobReader {
+class FileReader implements BlobReader, UploadReader {
   readonly size: number
   readonly #file: FileHandle
 
   constructor(file: FileHandle, size: number) {
     this.#file = file
     this.size = size
+  }
+
+  async currentSize(): Promise<number> {
+    return (await this.#file.stat()).size
   }
 
   /** While one buffer is on its way to the sink, the next is read. */

@@ -13,7 +13,7 @@ import {
 } from '../src/oci/digest.js'
 import { RegistryError } from '../src/oci/errors.js'
 import { pumpToFile } from './batch-writer.js'
-import type { AppendOptions, AppendResult, BlobReader, BlobStore } from './blob-store.js'
+import type { AppendOptions, AppendResult, BlobReader, BlobStore, UploadReader } from './blob-store.js'
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
@@ -164,7 +164,11 @@ class FsBlobStore implements BlobStore {
       position: options.offset,
       limit: options.limit,
       onChunk: (chunk) => hash?.update(chunk),
-      onWritten: (position) => writeBack.reached(position),
+      onWritten: (position) => {
+        writeBack.reached(position)
+        options.onProgress?.(position)
+      },
+      isEager: options.onProgress !== undefined,
     })
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped
@@ -235,6 +239,14 @@ class FsBlobStore implements BlobStore {
       await this.#directories.sync(this.#layout.blobDirectory(digest))
     } catch (error) {
       throw lostOr(error)
+    }
+  }
+
+  async openUpload(uploadId: string): Promise<UploadReader | undefined> {
+    try {
+      return await openFileReader(this.#layout.upload(uploadId), O_RDONLY | O_NOFOLLOW)
+    } catch (error) {
+      throw toStorageError(error)
     }
   }
 

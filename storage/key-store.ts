@@ -93,6 +93,66 @@ export class KeyStore {
   }
 }
 
+/** Milliseconds for which a key verifies that its file no longer holds: longer than any token lives. */
+const keptAfterReplacing = 2 * 3_600_000
+
+/** What happened to a file that was watched: a new key, or trouble with what is in it now. */
+export type KeyFileObserver = (trouble: Error | undefined) => void
+
+/**
+ * The signing key in a file that somebody else looks after, and replaces when he likes. What it held before verifies
+ * for as long as tokens live; while it holds no key, the last one stays.
+ */
+export class KeyFile {
+  readonly #path: string
+  readonly #onChange: KeyFileObserver
+  #key: KeyObject | undefined
+  #replaced: readonly { readonly key: KeyObject; readonly until: number }[] = []
+
+  /** @param onChange hears of each change after the first reading */
+  constructor(path: string, onChange: KeyFileObserver) {
+    this.#path = path
+    this.#onChange = onChange
+  }
+
+  /** Newest first. @throws when the file has never held an Ed25519 key since this process began */
+  async load(): Promise<readonly KeyObject[]> {
+    const old = this.#key
+    try {
+      this.#take(parseSigningKey(await readFile(this.#path, 'utf8')))
+    } catch (error) {
+      if (old === undefined) throw error
+      this.#onChange(error instanceof Error ? error : new Error('unknown error'))
+    }
+    const current = this.#key === undefined ? [] : [this.#key]
+    return [...current, ...this.#verifying().map(({ key }) => key)]
+  }
+
+  /** Changes when the file is replaced or written to, and when a key that it held before has had its time. */
+  async state(): Promise<string> {
+    const old = this.#verifying().length
+    try {
+      const { mtimeNs, ctimeNs, ino, size } = await stat(this.#path, { bigint: true })
+      return `${mtimeNs}-${ctimeNs}-${ino}-${size} ${old}`
+    } catch (error) {
+      return `${errorCode(error)} ${old}`
+    }
+  }
+
+  #take(key: KeyObject): void {
+    const old = this.#key
+    this.#key = key
+    if (old === undefined || old.equals(key)) return
+    const until = performance.now() + keptAfterReplacing
+    this.#replaced = [{ key: old, until }, ...this.#verifying()].filter((one) => !one.key.equals(key))
+    this.#onChange(undefined)
+  }
+
+  #verifying() {
+    return this.#replaced.filter(({ until }) => until > performance.now())
+  }
+}
+
 /** Reads a PEM text. @throws Error with a sentence when it does not hold an Ed25519 private key */
 export function parseSigningKey(pem: string): KeyObject {
   let key: KeyObject

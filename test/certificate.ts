@@ -12,21 +12,33 @@ const oid = (hex: string) => der(0x06, Buffer.from(hex, 'hex'))
 const time = (date: Date) =>
   der(0x18, Buffer.from(`${date.toISOString().replaceAll(/[-:T]/g, '').slice(0, 14)}Z`, 'latin1'))
 
+/** What a certificate says, where it is not what is usual. */
+export interface CertificateOptions {
+  /** Names instead of localhost. */
+  readonly names?: readonly string[]
+  /** The end of its day. */
+  readonly until?: Date
+}
+
 /**
  * A self-signed certificate for localhost and 127.0.0.1 with its private key, both PEM, made anew at each
  * call and valid for a day; it is its own certificate authority.
  */
-export function selfSigned(): { certificate: string; key: string } {
+export function selfSigned(options: CertificateOptions = {}): { certificate: string; key: string } {
+  const { names: hosts = ['localhost'], until = new Date(Date.now() + 86_400_000) } = options
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   const ecdsaWithSha256 = sequence(oid('2a8648ce3d040302'))
   const name = sequence(der(0x31, sequence(oid('550403'), der(0x0c, Buffer.from('localhost')))))
-  const names = sequence(der(0x82, Buffer.from('localhost')), der(0x87, Buffer.from([127, 0, 0, 1])))
+  const names = sequence(
+    ...hosts.map((host) => der(0x82, Buffer.from(host))),
+    der(0x87, Buffer.from([127, 0, 0, 1])),
+  )
   const content = sequence(
     der(0xa0, der(0x02, Buffer.from([2]))),
     der(0x02, Buffer.concat([Buffer.from([1]), randomBytes(8)])),
     ecdsaWithSha256,
     name,
-    sequence(time(new Date(Date.now() - 3_600_000)), time(new Date(Date.now() + 86_400_000))),
+    sequence(time(new Date(until.getTime() - 90_000_000)), time(until)),
     name,
     publicKey.export({ type: 'spki', format: 'der' }),
     der(0xa3, sequence(sequence(oid('551d11'), der(0x04, names)))),

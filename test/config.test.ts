@@ -6,8 +6,9 @@ import { join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
+import { isLoopback } from '../config/addresses.js'
 import { settingsHelp } from '../config/help.js'
-import { authMode, ConfigError, isLoopback, loadConfig } from '../config/load.js'
+import { authMode, ConfigError, loadConfig } from '../config/load.js'
 import { type Config, defaults, settings } from '../config/schema.js'
 import { selfSigned } from './certificate.js'
 import { runServerCommand, scratchDir } from './harness.js'
@@ -75,6 +76,9 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     uploads: { expireAfter: 24 * 3_600_000, maxPerRepository: 1000, maxBlobSize: 1024 ** 4 },
     gc: { interval: 900_000, grace: 24 * 3_600_000 },
     manifests: { sparse: [] },
+    mirrors: [],
+    proxy: { exceptions: [] },
+    disk: { floor: 256 * 1024 ** 2 },
     timeouts: { idle: 60_000, shutdown: 30_000 },
   })
   t.notOk('auth' in config, 'the address decides')
@@ -130,6 +134,9 @@ t.test('the example file has every setting and no other, with its default', asyn
     'admin.passwordFile',
     'tokens.service',
     'tokens.keyFile',
+    'gc.untagged',
+    'proxy.http',
+    'proxy.https',
   ])
 })
 
@@ -191,6 +198,10 @@ const others: Record<string, { text: string; value: unknown }> = {
   'gc.untagged': { text: '7d', value: 7 * 86_400_000 },
   'uploads.maxBlobSize': { text: '64MiB', value: 64 * 1024 ** 2 },
   'manifests.sparse': { text: 'team/app,mirror/**', value: ['team/app', 'mirror/**'] },
+  'proxy.http': { text: 'http://proxy.example.com:3128/', value: 'http://proxy.example.com:3128' },
+  'proxy.https': { text: 'https://u:p@proxy.example.com', value: 'https://u:p@proxy.example.com' },
+  'proxy.exceptions': { text: '.corp,10.0.0.0/8', value: ['*.corp', '10.0.0.0/8'] },
+  'disk.floor': { text: '2GiB', value: 2 * 1024 ** 3 },
   'timeouts.idle': { text: '90s', value: 90_000 },
   'timeouts.shutdown': { text: '500ms', value: 500 },
 }
@@ -218,6 +229,11 @@ const variables: Record<string, string> = {
   'gc.untagged': 'BOATHOUSE_GC_UNTAGGED',
   'uploads.maxBlobSize': 'BOATHOUSE_UPLOADS_MAX_BLOB_SIZE',
   'manifests.sparse': 'BOATHOUSE_MANIFESTS_SPARSE',
+  mirrors: 'BOATHOUSE_MIRRORS',
+  'proxy.http': 'BOATHOUSE_PROXY_HTTP',
+  'proxy.https': 'BOATHOUSE_PROXY_HTTPS',
+  'proxy.exceptions': 'BOATHOUSE_PROXY_EXCEPTIONS',
+  'disk.floor': 'BOATHOUSE_DISK_FLOOR',
   'timeouts.idle': 'BOATHOUSE_TIMEOUTS_IDLE',
   'timeouts.shutdown': 'BOATHOUSE_TIMEOUTS_SHUTDOWN',
 }
@@ -227,8 +243,8 @@ function inYaml(path: string, text: string): string {
   return second === undefined ? `${first}: ${text}\n` : `${first}:\n  ${second}: ${text}\n`
 }
 
-/** Settings whose files must hold the right thing: they have tests of their own. */
-const files = ['tls.certificate', 'tls.key', 'admin.passwordFile', 'tokens.keyFile']
+/** Settings whose files must hold the right thing, and lists of sections: they have tests of their own. */
+const files = ['tls.certificate', 'tls.key', 'admin.passwordFile', 'tokens.keyFile', 'mirrors']
 
 t.test('every setting can be written in the file and as a variable', async (t) => {
   t.strictSame(Object.fromEntries(settings.map(({ path, variable }) => [path, variable])), variables)
@@ -388,6 +404,36 @@ t.test('durations and sizes have a unit and bounds', async (t) => {
   }
 })
 
+t.test('a refused address does not show the password that is in it', (t) => {
+  const written = [
+    'https://user:SECRET@registry.example.com',
+    'https://SECRET@registry.example.com',
+    'https://user:SECRET@more@registry.example.com/',
+    'https://user:SECRET/with/slashes@registry.example.com',
+    'user:SECRET@registry.example.com',
+    `https://user:${'SECRET'.repeat(100)}@registry.example.com`,
+  ]
+  for (const text of written) {
+    for (const [name, yaml] of [
+      ['publicUrl', `publicUrl: ${text}`],
+      ['listen', `listen: ${text}`],
+      ['trustedProxies', `trustedProxies: [${text}]`],
+    ] as const) {
+      const faults = faultsOf(t, { yaml }).join('\n')
+      t.match(faults, name)
+      t.notMatch(faults, /SECRET/, `${name}: ${text.slice(0, 60)}`)
+    }
+    const variable = faultsOf(t, { env: { BOATHOUSE_PUBLIC_URL: text } }).join('\n')
+    t.match(variable, '…@registry.example.com', 'the rest is shown')
+    t.notMatch(variable, /SECRET/)
+  }
+  t.match(
+    faultsOf(t, { env: { BOATHOUSE_TLS_KEY: '/etc/no@where/key.pem' } }).join(''),
+    '/etc/no@where/key.pem',
+  )
+  t.end()
+})
+
 t.test('each setting refuses what lies outside its bounds', async (t) => {
   const refused: Record<string, string[]> = {
     data: ['{}', '[a]', '5', 'true', '""', '"a\\0b"', '~'],
@@ -441,6 +487,19 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'uploads.maxPerRepository': ['0', '1000001', '1.5', 'all', '~'],
     'uploads.maxBlobSize': ['1', 'huge', '~'],
     'manifests.sparse': ['{a: b}', '[1]', '[[a]]', 'true', '5', '[""]', 'team/App', '~'],
+    'proxy.http': [
+      'ftp://proxy',
+      'http://',
+      '"a b"',
+      'http://proxy/path',
+      'http://proxy?q',
+      '70000',
+      '[a]',
+      '~',
+    ],
+    'proxy.https': ['socks5://proxy:1080', 'proxy:port', '~'],
+    'proxy.exceptions': ['http://a.b', '10.0.0.0/33', '"a:0"', '[5]', '["a,b"]', '{a: b}', '~'],
+    'disk.floor': ['1', '-1B', 'none', '~'],
     'timeouts.idle': ['0s', '999ms', '61m', 'never', '~'],
     'timeouts.shutdown': ['0s', '99ms', '61m', 'never', '~'],
   }

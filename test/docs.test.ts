@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import Database from 'better-sqlite3'
 import t from 'tap'
-import { settings } from '../config/schema.js'
+import { mirrorSettings, settings } from '../config/schema.js'
 import { errorTable } from '../src/oci/errors.js'
 import { scratchDir, startServer } from './harness.js'
 
@@ -80,6 +80,21 @@ t.test('every setting is in the operations page with its variable and default, a
     settings.map(({ path, variable, fallback }) => ({ path, variable, fallback: fallback ?? 'unset' })),
   )
   for (const [path, , , meaning = ''] of documented) t.ok(meaning.length > 10, `${path} is described`)
+  t.end()
+})
+
+t.test('every setting of a mirror is in the operations page with its default, and no other is', (t) => {
+  const documented = table(
+    section(operations, '### Settings of a mirror'),
+    'setting of a mirror',
+    'default',
+    'meaning',
+  )
+  t.same(
+    documented.map(([path, fallback]) => ({ path, fallback })),
+    mirrorSettings.map(({ path, fallback }) => ({ path, fallback: fallback ?? 'unset' })),
+  )
+  for (const [path, , meaning = ''] of documented) t.ok(meaning.length > 10, `${path} is described`)
   t.end()
 })
 

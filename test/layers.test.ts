@@ -42,6 +42,7 @@ const rooms: readonly Room[] = [
     imports: [oci, /^storage\/(?:blob|metadata|collection)-store\.ts$/],
   },
   { name: 'access', files: /^src\/auth\//, imports: [oci, /^storage\/access-store\.ts$/] },
+  { name: 'the mirror', files: /^src\/mirror\//, imports: [oci, /^src\/registry\//] },
   { name: 'the wire', files: /^src\/http\//, imports: [oci, /^src\/registry\//, /^src\/auth\//] },
   {
     name: 'composition',
@@ -82,12 +83,14 @@ const rooms: readonly Room[] = [
 const packages: Readonly<Record<string, RegExp>> = {
   bcryptjs: /^src\/auth\//,
   'better-sqlite3': /^storage\/(?:sqlite-[a-z-]+|migrations)\.ts$/,
+  croner: /^(?:config|src\/commands)\//,
   fastify: /^src\/(?:http\/[a-z-]+|app)\.ts$/,
   jose: /^src\/auth\//,
   pino: /^src\/(?:http\/server|app|commands\/[a-z-]+)\.ts$/,
   'pino-pretty': /^src\/commands\/logger\.ts$/,
   piscina: /^src\/(?:registry|auth)\//,
   'prom-client': /^src\/(?:http\/metrics|commands\/[a-z-]+)\.ts$/,
+  undici: /^src\/mirror\//,
   yaml: /^(?:config|src\/commands)\//,
   zod: /^(?:config|src\/auth)\//,
 }
@@ -98,11 +101,12 @@ const modules: Readonly<Record<string, RegExp>> = {
   'node:cluster': /^src\/commands\//,
   'node:dgram': /^$/,
   'node:dns': /^$/,
+  'node:dns/promises': /^src\/mirror\/addresses\.ts$/,
   'node:fs': /^(?:storage|config|src\/commands)\/|^src\/(?:app|token-app|version)\.ts$/,
   'node:fs/promises': /^(?:storage|src\/commands)\/|^src\/(?:app|token-app)\.ts$/,
-  'node:http': /^src\/http\//,
+  'node:http': /^src\/(?:http\/|commands\/health\.ts$)/,
   'node:http2': /^$/,
-  'node:https': /^$/,
+  'node:https': /^src\/commands\/health\.ts$/,
   'node:process': /^$/,
   'node:repl': /^$/,
   'node:vm': /^$/,
@@ -425,6 +429,9 @@ t.test('each rule finds what it is there to find', async (t) => {
   finds(faultsOfPackages, { 'src/registry/a.ts': "import { fastify } from 'fastify'" })
   finds(faultsOfPackages, { 'src/http/a.ts': "import Database from 'better-sqlite3'" })
   finds(faultsOfPackages, { 'src/http/a.ts': "import left from 'left-pad'\nimport b from '@scope/b/c'" }, 2)
+  finds(faultsOfRooms, { 'src/mirror/a.ts': "import { b } from '../http/b.js'" })
+  finds(faultsOfPackages, { 'src/http/a.ts': "import { request } from 'undici'" })
+  finds(faultsOfPackages, { 'src/mirror/a.ts': "import { lookup } from 'node:dns/promises'" })
   finds(faultsOfPackages, { 'src/oci/a.ts': "import { readFile } from 'node:fs/promises'" })
   finds(faultsOfPackages, { 'src/oci/a.ts': "import { setTimeout } from 'node:timers'" })
   finds(faultsOfPackages, { 'src/http/a.ts': "import fs from 'node:fs'" })

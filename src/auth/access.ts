@@ -13,7 +13,12 @@ export const anonymous: Identity = { name: '' }
 
 /** What is acted on. */
 export type Resource =
-  | { readonly type: 'repository'; readonly name: RepositoryName }
+  | {
+      readonly type: 'repository'
+      readonly name: RepositoryName
+      /** What the client calls it, and will ask a token for, where that is another name. */
+      readonly asked?: RepositoryName
+    }
   /** The list of repositories. */
   | { readonly type: 'catalog' }
   /** The registry itself: `/v2/`. */
@@ -34,6 +39,8 @@ export interface Caller {
   readonly identity: Identity
   /** Whether the caller may do this in the repository, now: never more than his grants say. */
   may(action: Action, repository: RepositoryName): boolean
+  /** Whether the caller may do what only those may who look after the repository. */
+  mayAdminister(repository: RepositoryName): boolean
 }
 
 /** The one place that says yes or no. */
@@ -69,7 +76,7 @@ export class ChallengeError extends RegistryError {
   }
 }
 
-const everybody: Caller = { identity: anonymous, may: () => true }
+const everybody: Caller = { identity: anonymous, may: () => true, mayAdminister: () => false }
 
 /**
  * Lets everybody do everything: what `auth: none` says, and what a server that only this machine reaches does

@@ -2,7 +2,7 @@ import { createHmac, randomBytes } from 'node:crypto'
 import type { AccessStore, AccessToken, User } from '../../storage/access-store.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { isSecretOf, parseAccessToken } from './access-tokens.js'
-import { type Action, RuleSet } from './grants.js'
+import { type Action, type RuleFilter, RuleSet } from './grants.js'
 import { LeastRecentlyUsed } from './lru.js'
 import type { Passwords } from './passwords.js'
 import type { Throttle } from './throttle.js'
@@ -26,6 +26,7 @@ export interface Account {
   /** At which the rights were read: another one means that they may have changed. */
   readonly version: number
   may(action: Action, repository: RepositoryName): boolean
+  mayAdminister(repository: RepositoryName): boolean
 }
 
 interface Remembered {
@@ -44,12 +45,22 @@ interface Rights {
 /** Hears of every password that was compared: one that is remembered is not compared again. */
 export type LoginObserver = (name: string, address: string, isRight: boolean) => void
 
+/** What accounts work with. */
+export interface AccountOptions {
+  readonly passwords: Passwords
+  readonly throttle: Throttle
+  readonly onLogin: LoginObserver
+  /** Whether a grant to everybody counts in a repository that its pattern fits; unset, each does. */
+  readonly anonymousRule?: RuleFilter | undefined
+}
+
 /** Who is who: passwords, access tokens, and the rights behind them, remembered as long as nothing changes. */
 export class Accounts {
   readonly #store: AccessStore
   readonly #passwords: Passwords
   readonly #throttle: Throttle
   readonly #onLogin: LoginObserver
+  readonly #anonymousRule: RuleFilter
   readonly #rights = new LeastRecentlyUsed<string, Rights>(mostEntries)
   readonly #tokens = new LeastRecentlyUsed<string, { version: number; token: AccessToken | undefined }>(
     mostEntries,
@@ -61,8 +72,12 @@ export class Accounts {
   #version = 0
   #versionAt = Number.NEGATIVE_INFINITY
 
-  constructor(store: AccessStore, passwords: Passwords, throttle: Throttle, onLogin: LoginObserver) {
+  constructor(
+    store: AccessStore,
+    { passwords, throttle, onLogin, anonymousRule = () => true }: AccountOptions,
+  ) {
     this.#store = store
+    this.#anonymousRule = anonymousRule
     this.#onLogin = onLogin
     this.#passwords = passwords
     this.#throttle = throttle
@@ -159,7 +174,10 @@ export class Accounts {
       may: (action, repository) =>
         ((user?.isAdmin === true || rules.allows(action, repository)) &&
           (limits === undefined || limits.allows(action, repository))) ||
-        everybody.allows(action, repository),
+        everybody.allows(action, repository, this.#anonymousRule),
+      mayAdminister: (repository) =>
+        (user?.isAdmin === true || rules.administers(repository)) &&
+        (limits === undefined || limits.administers(repository)),
     }
   }
 

@@ -32,6 +32,9 @@ export interface Rule {
   readonly permissions: readonly Permission[]
 }
 
+/** Whether a rule with this pattern counts in a repository that the pattern fits. */
+export type RuleFilter = (pattern: string, repository: string) => boolean
+
 /** Rules, ready to be asked. They only ever add up: none takes away. */
 export class RuleSet<R extends Rule = Rule> {
   readonly #rules: readonly { readonly pattern: RepositoryPattern; readonly rule: R }[]
@@ -41,16 +44,24 @@ export class RuleSet<R extends Rule = Rule> {
     this.#rules = rules.map((rule) => ({ pattern: parseRepositoryPattern(rule.pattern), rule }))
   }
 
-  /** The first rule that lets the action be done in the repository. */
-  find(action: Action, repository: string): R | undefined {
+  /** The first rule that lets the action be done in the repository, of those that count there. */
+  find(action: Action, repository: string, counts: RuleFilter = () => true): R | undefined {
     return this.#rules.find(
       ({ pattern, rule }) =>
         rule.permissions.some((permission) => actionsOf[permission].includes(action)) &&
-        matchesRepository(pattern, repository),
+        matchesRepository(pattern, repository) &&
+        counts(pattern.text, repository),
     )?.rule
   }
 
-  allows(action: Action, repository: string): boolean {
-    return this.find(action, repository) !== undefined
+  allows(action: Action, repository: string, counts?: RuleFilter): boolean {
+    return this.find(action, repository, counts) !== undefined
+  }
+
+  /** Whether a rule gives the permission `admin` in the repository. */
+  administers(repository: string): boolean {
+    return this.#rules.some(
+      ({ pattern, rule }) => rule.permissions.includes('admin') && matchesRepository(pattern, repository),
+    )
   }
 }

@@ -1,10 +1,13 @@
-import { randomBytes, type ScryptOptions, scrypt, timingSafeEqual } from 'node:crypto'
+import { randomBytes, timingSafeEqual } from 'node:crypto'
 import type { Piscina } from 'piscina'
 import { RegistryError } from '../oci/errors.js'
+import type { HashRequest } from './hash-thread.js'
 import { Turnstile } from './turnstile.js'
 
-/** Memory-hard (16 MiB) and slow (some 150 ms of one core), as OWASP's table for scrypt has it. */
-const cost = { ln: 14, r: 8, p: 5 } as const
+type Cost = Extract<HashRequest, { kind: 'scrypt' }>['cost']
+
+/** Memory-hard (8 MiB) and slow (some 150 ms of one core), as OWASP's table for scrypt has it. */
+const cost: Cost = { ln: 13, r: 8, p: 10 }
 const keyLength = 32
 const saltLength = 16
 
@@ -22,16 +25,13 @@ export interface Verdict {
   readonly isOutdated: boolean
 }
 
-/** What a thread is handed to compare with a bcrypt hash. */
-export interface BcryptRequest {
-  readonly password: string
-  readonly hash: string
-}
-
-/** Hashes and checks passwords, never on the event loop. */
+/**
+ * Hashes and checks passwords on a thread of its own, which starts when it is needed and goes when it is not. Not on
+ * Node's pool: each of its threads would keep the memory of a hash, and hashing could not give way to pulls there.
+ */
 export class Passwords {
   readonly #turnstile = new Turnstile(atOnce, waitingRoom)
-  #bcrypt: Promise<Piscina<BcryptRequest, boolean>> | undefined
+  #threads: Promise<Piscina<HashRequest, Uint8Array | boolean>> | undefined
   /** Compared with when there is no such user: the answer must take as long (reliability S10). */
   readonly #decoy = encode(randomBytes(saltLength), randomBytes(keyLength))
 
@@ -40,7 +40,7 @@ export class Passwords {
     if (!isPassword(password))
       throw new RegistryError('DENIED', `a password has 1 to ${longestPassword} bytes`)
     const salt = randomBytes(saltLength)
-    return encode(salt, await derive(password, salt, cost))
+    return encode(salt, await this.#derive(password, salt, cost))
   }
 
   /**
@@ -52,33 +52,51 @@ export class Passwords {
     if (!isPassword(password)) return { isRight: false, isOutdated: false }
     return this.#turnstile.run(weight, async () => {
       if (hash?.startsWith('$2')) {
-        this.#bcrypt ??= startBcrypt()
-        const threads = await this.#bcrypt
         // The decoy's time beside it: an imported user must not be told from an unknown one (reliability S10).
         const [isRight] = await Promise.all([
-          threads.run({ password, hash }),
-          compareScrypt(password, this.#decoy),
+          this.#run({ kind: 'bcrypt', password, hash }),
+          this.#compareScrypt(password, this.#decoy),
         ])
-        return { isRight, isOutdated: true }
+        return { isRight: isRight === true, isOutdated: true }
       }
-      const isRight = await compareScrypt(password, hash ?? this.#decoy)
+      const isRight = await this.#compareScrypt(password, hash ?? this.#decoy)
       return { isRight: isRight && hash !== undefined, isOutdated: false }
     })
   }
 
   async close(): Promise<void> {
-    await (await this.#bcrypt)?.close()
+    await (await this.#threads)?.close()
+  }
+
+  async #compareScrypt(password: string, hash: string): Promise<boolean> {
+    const [, ln, r, p, salt, key] = encoded.exec(hash) ?? []
+    if (salt === undefined || key === undefined) return false
+    const params = { ln: Number(ln), r: Number(r), p: Number(p) }
+    const actual = await this.#derive(password, Buffer.from(salt, 'base64url'), params)
+    return timingSafeEqual(actual, Buffer.from(key, 'base64url'))
+  }
+
+  async #derive(text: string, salt: Uint8Array, params: Cost): Promise<Uint8Array> {
+    const password = text.normalize('NFC')
+    const key = await this.#run({ kind: 'scrypt', password, salt, cost: params, length: keyLength })
+    if (!(key instanceof Uint8Array)) throw new Error('no key was derived')
+    return key
+  }
+
+  async #run(request: HashRequest): Promise<Uint8Array | boolean> {
+    this.#threads ??= startThreads()
+    return (await this.#threads).run(request)
   }
 }
 
-/** bcrypt is JavaScript: it runs on a thread, which starts with the first old hash and goes when idle. */
-async function startBcrypt(): Promise<Piscina<BcryptRequest, boolean>> {
+/** Two, so that bcrypt and the decoy beside it take no longer than the decoy; the second hardly ever runs. */
+async function startThreads(): Promise<Piscina<HashRequest, Uint8Array | boolean>> {
   const { Piscina } = await import('piscina')
   return new Piscina({
-    filename: new URL('./bcrypt-thread.js', import.meta.url).href,
+    filename: new URL('./hash-thread.js', import.meta.url).href,
     minThreads: 0,
-    maxThreads: 1,
-    idleTimeout: 5000,
+    maxThreads: 2,
+    idleTimeout: 30_000,
   })
 }
 
@@ -92,32 +110,9 @@ export function isBcryptHash(text: string): boolean {
   return /^\$2[aby]\$(?:0[4-9]|1[0-7])\$[./A-Za-z0-9]{53}$/.test(text)
 }
 
-function encode(salt: Buffer, key: Buffer): string {
+function encode(salt: Buffer, key: Uint8Array): string {
   const { ln, r, p } = cost
-  return `$scrypt$ln=${ln},r=${r},p=${p}$${salt.toString('base64url')}$${key.toString('base64url')}`
+  return `$scrypt$ln=${ln},r=${r},p=${p}$${salt.toString('base64url')}$${Buffer.from(key).toString('base64url')}`
 }
 
 const encoded = /^\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([\w-]{1,64})\$([\w-]{43})$/
-
-async function compareScrypt(password: string, hash: string): Promise<boolean> {
-  const [, ln, r, p, salt, key] = encoded.exec(hash) ?? []
-  if (salt === undefined || key === undefined) return false
-  const expected = Buffer.from(key, 'base64url')
-  const params = { ln: Number(ln), r: Number(r), p: Number(p) }
-  const actual = await derive(password, Buffer.from(salt, 'base64url'), params)
-  return timingSafeEqual(actual, expected)
-}
-
-function derive(
-  password: string,
-  salt: Buffer,
-  params: { ln: number; r: number; p: number },
-): Promise<Buffer> {
-  const { ln, r, p } = params
-  const options: ScryptOptions = { N: 2 ** ln, r, p, maxmem: 256 * 2 ** ln * r }
-  return new Promise((resolve, reject) => {
-    scrypt(password.normalize('NFC'), salt, keyLength, options, (error, key) =>
-      error ? reject(error) : resolve(key),
-    )
-  })
-}

@@ -5,7 +5,7 @@ import { ChallengeError } from './access.js'
 import type { Account, Accounts } from './accounts.js'
 import { LeastRecentlyUsed } from './lru.js'
 import { formatScope, type Scope } from './scopes.js'
-import type { Tokens } from './tokens.js'
+import { type Claims, isCurrent, type Tokens } from './tokens.js'
 
 /** Longest Authorization header that is read. */
 const longestHeader = 16 * 1024
@@ -17,8 +17,7 @@ interface Seen {
   readonly caller: TokenCaller
   /** Of the rights that the caller was given. */
   readonly version: number
-  /** Milliseconds since 1970. */
-  readonly until: number
+  readonly claims: Claims
 }
 
 /** How a caller said who he is; `rejected` when he did and it does not hold. */
@@ -40,6 +39,10 @@ class TokenCaller implements Caller {
 
   may(action: Action, repository: RepositoryName): boolean {
     return this.#account.may(action, repository)
+  }
+
+  mayAdminister(repository: RepositoryName): boolean {
+    return this.#account.mayAdminister(repository)
   }
 
   /** Whether the token in hand was got for this; who sends a password needs none. */
@@ -71,7 +74,7 @@ export class TokenAccess implements AccessPolicy {
   authenticate(credentials: Credentials): TokenCaller | Promise<TokenCaller> {
     const { authorization } = credentials
     const known = authorization === undefined ? undefined : this.#seen.get(authorization)
-    if (known !== undefined && known.version === this.#accounts.recentVersion && known.until > Date.now()) {
+    if (known !== undefined && known.version === this.#accounts.recentVersion && isCurrent(known.claims)) {
       return known.caller
     }
     return this.#authenticate(credentials)
@@ -109,7 +112,7 @@ export class TokenAccess implements AccessPolicy {
     const caller = new TokenCaller(account, { via: 'token', scopes: claims.scopes })
     // Access tokens end by the clock as well, and their uses are noted: they are looked up each time.
     if (account.accessToken === undefined) {
-      this.#seen.set(authorization, { caller, version: account.version, until: claims.expiresAt * 1000 })
+      this.#seen.set(authorization, { caller, version: account.version, claims })
     }
     return caller
   }
@@ -190,7 +193,7 @@ function neededScope(action: Action, resource: Resource, mountFrom: string | und
       return formatScope({ type: 'registry', name: 'catalog', actions: ['*'] })
     case 'repository': {
       const actions: readonly Action[] = action === 'pull' ? ['pull'] : ['pull', action]
-      const own = formatScope({ type: 'repository', name: resource.name, actions })
+      const own = formatScope({ type: 'repository', name: resource.asked ?? resource.name, actions })
       return mountFrom === undefined ? own : `${own} repository:${mountFrom}:pull`
     }
   }

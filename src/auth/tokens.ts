@@ -36,8 +36,18 @@ export interface Claims {
   /** The access token that it was got with, if any. */
   readonly accessToken: string | undefined
   readonly scopes: readonly Scope[]
-  /** Seconds since 1970. */
+  /** Seconds since 1970; the clock that issued it may differ from ours: see {@link isCurrent}. */
+  readonly notBefore: number
   readonly expiresAt: number
+}
+
+/**
+ * Whether claims hold by the clock now. Their beginning counts too, also when they were checked before: after a clock
+ * has gone back, a token that is from the future would be good for ever so long (reliability S06).
+ */
+export function isCurrent(claims: Pick<Claims, 'notBefore' | 'expiresAt'>): boolean {
+  const now = Date.now() / 1000
+  return claims.notBefore - leeway <= now && now <= claims.expiresAt + leeway
 }
 
 const scopeSchema = z.union([
@@ -97,7 +107,12 @@ export class Tokens {
     return this.#service
   }
 
-  async issue(claims: Omit<Claims, 'expiresAt'>): Promise<string> {
+  /** Reads the keys before anybody asks: one that is replaced in a moment must be known to have been there. */
+  async prepare(): Promise<void> {
+    await this.#keys()
+  }
+
+  async issue(claims: Omit<Claims, 'notBefore' | 'expiresAt'>): Promise<string> {
     const { signing } = await this.#keys()
     const now = Math.floor(Date.now() / 1000)
     return new SignJWT({
@@ -122,8 +137,7 @@ export class Tokens {
    */
   async verify(token: string): Promise<Claims | undefined> {
     const claims = this.#verified.get(token) ?? (await this.#verifyNew(token))
-    if (claims === undefined || claims.expiresAt + leeway < Date.now() / 1000) return undefined
-    return claims
+    return claims !== undefined && isCurrent(claims) ? claims : undefined
   }
 
   async #verifyNew(token: string): Promise<Claims | undefined> {
@@ -213,6 +227,7 @@ function toClaims(payload: z.output<typeof payloadSchema>): Claims {
     epoch: payload.epoch,
     accessToken: payload.accessToken,
     scopes: payload.access,
+    notBefore: payload.nbf,
     expiresAt: payload.exp,
   }
 }

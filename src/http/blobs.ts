@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { OutgoingHttpHeaders } from 'node:http'
 import { type Digest, parseDigest } from '../oci/digest.js'
-import type { BlobReader, BlobService } from '../registry/blobs.js'
+import type { Blobs, OpenBlob } from '../registry/blobs.js'
 import type { Audit } from './audit.js'
 import { etagOf, isNotModified } from './conditions.js'
 import { type Exchange, sendHead } from './exchange.js'
@@ -9,7 +9,7 @@ import { type ByteRange, readRanges } from './ranges.js'
 
 /** What the handlers need. */
 export interface BlobHandlerOptions {
-  readonly blobs: BlobService
+  readonly blobs: Blobs
   readonly audit: Audit
   /** Milliseconds without progress after which a reader is given up. */
   readonly idleTimeout: number
@@ -63,13 +63,15 @@ function blobHeaders(digest: Digest): OutgoingHttpHeaders {
 async function streamBlob(
   exchange: Exchange,
   digest: Digest,
-  reader: BlobReader,
+  reader: OpenBlob,
   idleTimeout: number,
 ): Promise<void> {
   const { request, response } = exchange
   const { size } = reader
   const ranges = isRangeCurrent(exchange, digest) ? readRanges(request.headers.range, size) : undefined
   const [range] = ranges ?? []
+  const ends = ranges === undefined || range === undefined ? [size - 1] : ranges.map(({ end }) => end)
+  await reader.ready?.(Math.min(...ends))
   const { socket } = request
   // The socket's own timer counts what goes out, too: a slow reader lives, one that stands still is cut off.
   socket.setTimeout(idleTimeout)
@@ -103,7 +105,7 @@ function isRangeCurrent({ request }: Exchange, digest: Digest): boolean {
 async function streamParts(
   { response }: Exchange,
   digest: Digest,
-  reader: BlobReader,
+  reader: OpenBlob,
   ranges: readonly ByteRange[],
 ): Promise<void> {
   const boundary = randomBytes(16).toString('hex')

@@ -24,6 +24,8 @@ export function replyError(
     return refusal
   }
   const body = errorBody(refusal.entries)
+  // Docker shows the body of no 5xx, but the words of the status line: they must say what the upstream did.
+  if (refusal.kind.startsWith('UPSTREAM_')) response.statusMessage = statusLineOf(refusal.message)
   send(
     request,
     response,
@@ -36,6 +38,10 @@ export function replyError(
     request.method === 'HEAD' ? undefined : body,
   )
   return refusal
+}
+
+function statusLineOf(message: string): string {
+  return message.replaceAll(/[^ -~]+/g, ' ').slice(0, 200)
 }
 
 function toRegistryError(error: unknown): RegistryError {

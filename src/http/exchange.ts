@@ -1,6 +1,7 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Caller } from '../auth/access.js'
 import type { RepositoryName } from '../oci/reference.js'
+import type { Target } from '../registry/names.js'
 
 /** Bytes and milliseconds for which the rest of an unwanted body is read and dropped. */
 const drainBytes = 64 * 1024 * 1024
@@ -20,7 +21,7 @@ export class Exchange {
   readonly caller: Caller
   /** The client's address. */
   readonly address: string
-  readonly #repository: RepositoryName | undefined
+  readonly #target: Target | undefined
   #query: URLSearchParams | undefined
 
   constructor(
@@ -30,7 +31,7 @@ export class Exchange {
       readonly params: Readonly<Record<string, string>>
       readonly caller: Caller
       readonly address: string
-      readonly repository: RepositoryName | undefined
+      readonly target: Target | undefined
     },
   ) {
     this.request = request
@@ -38,13 +39,22 @@ export class Exchange {
     this.params = route.params
     this.caller = route.caller
     this.address = route.address
-    this.#repository = route.repository
+    this.#target = route.target
   }
 
-  /** The repository that the path names; only for routes whose path has one. */
+  /** The repository that the request means; only for routes whose path names one. */
   get repository(): RepositoryName {
-    if (this.#repository === undefined) throw new Error('this route has no repository')
-    return this.#repository
+    return this.target.repository
+  }
+
+  get target(): Target {
+    if (this.#target === undefined) throw new Error('this route has no repository')
+    return this.#target
+  }
+
+  /** Tells that the content may not be the newest (protocol PX-01). */
+  warn(text: string | undefined): void {
+    if (text !== undefined) this.response.setHeader('Warning', `299 - "${text}"`)
   }
 
   get isHead(): boolean {

@@ -2,7 +2,8 @@ import { type Digest, parseDigest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import { mediaTypes } from '../oci/media-types.js'
 import type { RepositoryName } from '../oci/reference.js'
-import type { ManifestService, Referrer } from '../registry/manifests.js'
+import type { Manifests, Referrer } from '../registry/manifests.js'
+import type { Target } from '../registry/names.js'
 import type { Exchange } from './exchange.js'
 
 /** Entries of a page when the client names no number, and the most it gets (protocol TG-04, TG-06). */
@@ -15,14 +16,16 @@ const largestReferrersPage = 4_000_000
 const referrersBatch = 16
 
 /** Tags, catalog and referrers over HTTP (protocol sections 6 and 7). */
-export function listHandlers({ manifests }: { readonly manifests: ManifestService }) {
+export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
   return {
     async listTags(exchange: Exchange): Promise<void> {
-      const { repository } = exchange
+      const { repository, target } = exchange
       const { limit, after } = readPaging(exchange)
       const page = await manifests.listTags(repository, after, limit)
-      const path = `/v2/${repository}/tags/list`
-      exchange.sendJson({ name: repository, tags: page.names }, nextLink(path, limit, page))
+      const path = `/v2/${target.asked}/tags/list`
+      exchange.warn(page.warning)
+      const link = nextLink(path, limit, page, target.namespace)
+      exchange.sendJson({ name: target.asked, tags: page.names }, link)
     },
 
     async listRepositories(exchange: Exchange): Promise<void> {
@@ -49,7 +52,7 @@ export function listHandlers({ manifests }: { readonly manifests: ManifestServic
         'Content-Type': mediaTypes.ociIndex,
         'Cache-Control': 'no-cache',
         ...filtered,
-        ...referrersLink(repository, subject, types, page.next),
+        ...referrersLink(exchange.target, subject, types, page.next),
       })
     },
   }
@@ -70,15 +73,17 @@ function nextLink(
   path: string,
   limit: number,
   page: { names: readonly string[]; more: boolean },
+  namespace?: string,
 ): Record<string, string> {
   const last = page.names.at(-1)
   if (!page.more || last === undefined) return {}
-  return { Link: `<${path}?last=${encodeURIComponent(last)}&n=${limit}>; rel="next"` }
+  const ns = namespace === undefined ? '' : `&ns=${encodeURIComponent(namespace)}`
+  return { Link: `<${path}?last=${encodeURIComponent(last)}&n=${limit}${ns}>; rel="next"` }
 }
 
 /** Descriptors up to the page's size, at least one, and where the next page starts. */
 async function collectReferrers(
-  manifests: ManifestService,
+  manifests: Manifests,
   repository: RepositoryName,
   subject: Digest,
   types: readonly string[],
@@ -107,7 +112,7 @@ function toDescriptor(referrer: Referrer): object {
 }
 
 function referrersLink(
-  repository: RepositoryName,
+  { asked, namespace }: Target,
   subject: Digest,
   types: readonly string[],
   next: number | undefined,
@@ -116,6 +121,7 @@ function referrersLink(
   const query = new URLSearchParams([
     ...types.map((type): [string, string] => ['artifactType', type]),
     ['last', String(next)],
+    ...(namespace === undefined ? [] : [['ns', namespace] satisfies [string, string]]),
   ])
-  return { Link: `</v2/${repository}/referrers/${subject}?${query}>; rel="next"` }
+  return { Link: `</v2/${asked}/referrers/${subject}?${query}>; rel="next"` }
 }

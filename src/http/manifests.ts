@@ -2,7 +2,7 @@ import type { OutgoingHttpHeaders } from 'node:http'
 import { RegistryError } from '../oci/errors.js'
 import { largestManifest } from '../oci/manifest.js'
 import { parseReference, type Reference } from '../oci/reference.js'
-import type { ManifestHead, ManifestService } from '../registry/manifests.js'
+import type { ManifestHead, Manifests } from '../registry/manifests.js'
 import type { Audit } from './audit.js'
 import { openBody, readBody } from './body.js'
 import { etagOf, isNotModified, readCondition } from './conditions.js'
@@ -10,7 +10,7 @@ import { type Exchange, hasBody, sendHead } from './exchange.js'
 
 /** What the handlers need. */
 export interface ManifestHandlerOptions {
-  readonly manifests: ManifestService
+  readonly manifests: Manifests
   readonly audit: Audit
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number
@@ -24,6 +24,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
       const reference = parseReference(exchange.param('reference'))
       if (exchange.isHead || exchange.request.headers['if-none-match'] !== undefined) {
         const head = await manifests.headManifest(exchange.repository, reference)
+        exchange.warn(head.warning)
         if (isNotModified(exchange.request, head.digest)) {
           exchange.sendEmpty(304, { ETag: etagOf(head.digest), 'Docker-Content-Digest': head.digest })
           return
@@ -35,6 +36,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
         }
       }
       const manifest = await manifests.getManifest(exchange.repository, reference)
+      exchange.warn(manifest.warning)
       exchange.sendBytes(200, manifest.bytes, manifestHeaders(manifest, reference))
     },
 

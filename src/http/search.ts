@@ -1,6 +1,6 @@
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
-import type { ManifestService } from '../registry/manifests.js'
+import type { Manifests } from '../registry/manifests.js'
 import type { Exchange } from './exchange.js'
 
 /** Results when the client names no number, and the most it gets (protocol V1-02). */
@@ -8,7 +8,7 @@ const defaultResults = 25
 const mostResults = 100
 
 /** What `docker search` and `podman search` still ask of the first registry API (protocol section 11). */
-export function searchHandlers({ manifests }: { readonly manifests: ManifestService }) {
+export function searchHandlers({ manifests }: { readonly manifests: Manifests }) {
   return {
     async pingV1(exchange: Exchange): Promise<void> {
       exchange.sendJson({ standalone: true }, { 'X-Docker-Registry-Standalone': 'true' })

@@ -4,7 +4,8 @@ import type { Logger } from 'pino'
 import type { AccessPolicy } from '../auth/access.js'
 import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
-import { authorize } from './authorize.js'
+import type { NameResolver } from '../registry/names.js'
+import { authorize, hideUnknown } from './authorize.js'
 import { noteExpectation } from './body.js'
 import { challengeHeader, tokenPath } from './challenge.js'
 import { MethodError, replyError, replyParserError } from './errors.js'
@@ -24,6 +25,8 @@ const limits = { maxHeaderSize, headersTimeout: 60_000, requireHostHeader: false
 export interface ServerOptions {
   readonly handlers: Handlers
   readonly access: AccessPolicy
+  /** Finds the repository that a name means; undefined where every name means itself. */
+  readonly names: NameResolver | undefined
   readonly logger: Logger
   readonly metrics: Metrics
   /** The address that clients use, where it is configured. */
@@ -154,9 +157,16 @@ async function serve(
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
     const address = origin.ip
-    const authorized = await authorize(route, request, access, { name: params.name, address })
+    const authorized = await authorize(route, request, options, { name: params.name, address })
     user = authorized.caller.identity.name
-    await handlers[route.handler](new Exchange(request, response, { params, address, ...authorized }))
+    if (authorized.target?.namespace !== undefined) {
+      response.setHeader('OCI-Namespace', authorized.target.namespace) // MI-21
+    }
+    const exchange = new Exchange(request, response, { params, address, ...authorized })
+    await handlers[route.handler](exchange).catch((error) => {
+      if (isUnknown(error)) hideUnknown(access, authorized)
+      throw error
+    })
   } catch (error) {
     refusal = replyError(request, response, error, (challenge) =>
       challengeHeader(challenge, publicAddress(origin, options.publicUrl) + tokenPath, options.service),
@@ -178,6 +188,10 @@ function refuseBadHead(request: IncomingMessage): void {
     throw new RegistryError('REQUEST_INVALID', 'a request has exactly one Host header')
   }
   if (!isModern && request.httpVersion !== '1.0') throw new RegistryError('REQUEST_INVALID')
+}
+
+function isUnknown(error: unknown): boolean {
+  return error instanceof RegistryError && error.status === 404
 }
 
 /** G-18: a known path with another method is 405, everything else 404. */

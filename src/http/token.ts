@@ -4,6 +4,8 @@ import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
 import { loginBasic, wrongPassword } from '../auth/token-access.js'
 import type { Tokens } from '../auth/tokens.js'
 import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+import type { NameResolver } from '../registry/names.js'
 import type { Audit } from './audit.js'
 import { openBody, readBody } from './body.js'
 import { type Exchange, hasBody } from './exchange.js'
@@ -21,6 +23,8 @@ export interface TokenHandlerOptions {
   /** Makes a refresh token for an account; undefined where they are switched off (protocol TK-08). */
   readonly createRefreshToken: ((account: Account, client: string) => Promise<string>) | undefined
   readonly audit: Audit
+  /** Finds the repository that a scope's name means; undefined where every name means itself. */
+  readonly names: NameResolver | undefined
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number
 }
@@ -41,7 +45,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
     if (asked.service !== null && asked.service !== tokens.service) {
       throw new RegistryError('REQUEST_INVALID', `this registry's service is "${tokens.service}"`)
     }
-    const scopes = limit(parseScopes(asked.scopes), account)
+    const scopes = limit(await withTargets(options.names, parseScopes(asked.scopes)), account)
     const token = await tokens.issue({
       sub: account.name,
       epoch: account.epoch,
@@ -114,6 +118,33 @@ export function tokenHandlers(options: TokenHandlerOptions) {
           throw new RegistryError('REQUEST_INVALID', 'grant_type must be password or refresh_token')
       }
     },
+  }
+}
+
+/**
+ * A client names a repository as its user does, and what it means may lie behind a mirror: then the right to pull
+ * is for that one (protocol MI-02). What was asked for stays: it may come into being by the push to come.
+ */
+async function withTargets(names: NameResolver | undefined, scopes: readonly Scope[]): Promise<Scope[]> {
+  if (names === undefined) return [...scopes]
+  const all = await Promise.all(
+    scopes.map(async (scope): Promise<Scope[]> => {
+      if (scope.type !== 'repository' || !scope.actions.includes('pull')) return [scope]
+      const repository = await targetOf(names, scope.name)
+      return repository === scope.name
+        ? [scope]
+        : [scope, { type: 'repository', name: repository, actions: ['pull'] }]
+    }),
+  )
+  return all.flat()
+}
+
+async function targetOf(names: NameResolver, name: RepositoryName): Promise<RepositoryName> {
+  try {
+    return (await names.resolve(name, true)).repository
+  } catch (error) {
+    if (error instanceof RegistryError && error.status < 500) return name // no mirror may fetch it
+    throw error
   }
 }
 

@@ -9,7 +9,7 @@ import {
 } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import { isRepositoryName } from '../oci/reference.js'
-import type { BlobService } from '../registry/blobs.js'
+import type { Blobs } from '../registry/blobs.js'
 import type { Chunk, UploadKey, UploadService } from '../registry/uploads.js'
 import { hasBytes, openBody } from './body.js'
 import { MethodError } from './errors.js'
@@ -19,7 +19,7 @@ import { uploadHeaders } from './upload-headers.js'
 
 /** What the handlers need. */
 export interface UploadHandlerOptions {
-  readonly blobs: BlobService
+  readonly blobs: Blobs
   readonly uploads: UploadService
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number

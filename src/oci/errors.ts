@@ -65,6 +65,16 @@ export const errorTable = {
     message: 'the storage of this registry does not answer: try again later',
   },
   UNKNOWN: { code: 'UNKNOWN', status: 500, message: 'internal error: the log of the registry says more' },
+  UPSTREAM_INVALID: {
+    code: 'UPSTREAM_INVALID',
+    status: 502,
+    message: 'the upstream registry answered what no registry may answer',
+  },
+  UPSTREAM_UNAVAILABLE: {
+    code: 'UPSTREAM_UNAVAILABLE',
+    status: 502,
+    message: 'the upstream registry cannot be asked: try again later',
+  },
   UNSUPPORTED: { code: 'UNSUPPORTED', status: 405, message: 'the operation is not supported' },
 } as const
 

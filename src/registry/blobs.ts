@@ -5,7 +5,17 @@ import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { leaseSlack } from './leases.js'
 
-export type { BlobReader }
+/** A blob to send. */
+export interface OpenBlob extends BlobReader {
+  /**
+   * Waits until the bytes up to `end` (inclusive) can be promised to a client; a blob that is stored needs no wait.
+   * @throws what makes the promise impossible
+   */
+  ready?(end: number): Promise<void>
+}
+
+/** Blobs as handlers use them: the registry's own, or those behind a mirror. */
+export type Blobs = Pick<BlobService, keyof BlobService>
 
 /** Repositories that are tried for a mount without `from`. */
 const mostMountSources = 100
@@ -45,7 +55,7 @@ export class BlobService {
    * Opens a blob for reading; the caller closes it, and may rely on it as after {@link statBlob}.
    * @throws RegistryError BLOB_UNKNOWN, or UNAVAILABLE when its file is missing or has another size
    */
-  async openBlob(repository: RepositoryName, digest: Digest): Promise<BlobReader> {
+  async openBlob(repository: RepositoryName, digest: Digest): Promise<OpenBlob> {
     const size = await this.#sizeForReading(repository, digest)
     const reader = await this.#blobs.open(digest)
     if (reader === undefined) throw damaged(digest, 'is missing from the store')

@@ -57,6 +57,15 @@ export interface Pushed {
   readonly tags: readonly Tag[]
 }
 
+/** What an answer may carry beside its content. */
+export interface Notice {
+  /** Why the content may not be the newest (RFC 7234, 5.5, warn-code 299): one line without quotes. */
+  readonly warning?: string | undefined
+}
+
+/** Manifests as handlers use them: the registry's own, or those behind a mirror. */
+export type Manifests = Pick<ManifestService, keyof ManifestService>
+
 /** Manifests, tags, referrers and the lists of them. */
 export class ManifestService {
   readonly #metadata: MetadataStore
@@ -68,7 +77,7 @@ export class ManifestService {
   }
 
   /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
-  async getManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest> {
+  async getManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest & Notice> {
     const manifest = await this.#metadata.findManifest(repository, reference)
     if (manifest === undefined) return this.#unknown(repository, reference)
     await this.#rely(repository, reference, manifest.digest)
@@ -76,7 +85,7 @@ export class ManifestService {
   }
 
   /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
-  async headManifest(repository: RepositoryName, reference: Reference): Promise<ManifestHead> {
+  async headManifest(repository: RepositoryName, reference: Reference): Promise<ManifestHead & Notice> {
     const manifest = await this.#metadata.findManifestHead(repository, reference)
     if (manifest === undefined) return this.#unknown(repository, reference)
     await this.#rely(repository, reference, manifest.digest)
@@ -163,7 +172,7 @@ export class ManifestService {
   }
 
   /** Tags in byte order. @throws RegistryError NAME_UNKNOWN */
-  async listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {
+  async listTags(repository: RepositoryName, after: string, limit: number): Promise<Page & Notice> {
     const page = await this.#metadata.listTags(repository, after, limit)
     if (page.names.length === 0 && !(await this.#metadata.hasRepository(repository))) {
       throw new RegistryError('NAME_UNKNOWN', undefined, { detail: { name: repository } })

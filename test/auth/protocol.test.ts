@@ -1,5 +1,5 @@
 import { createHash, createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
-import { readdirSync, statSync, writeFileSync } from 'node:fs'
+import { readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { dataPaths } from '../../storage/data-folder.js'
@@ -9,6 +9,7 @@ import {
   image,
   isError,
   openUpload,
+  pause,
   push,
   pushBlobs,
   putManifest,
@@ -972,6 +973,59 @@ t.test('JW: a configured key signs, and what other keys signed before stays good
   }
   await again.server.stop()
 })
+
+t.test(
+  'JW: a key file that is replaced is taken up without a restart; one that is broken is not',
+  async (t) => {
+    const keyFile = join(scratchDir(t), 'signing.pem')
+    const [first, second] = [
+      generateKeyPairSync('ed25519').privateKey,
+      generateKeyPairSync('ed25519').privateKey,
+    ]
+    const pem = (key: KeyObject) => key.export({ type: 'pkcs8', format: 'pem' })
+    writeFileSync(keyFile, pem(first))
+    const one = await startRegistry(t, { config: { tokens: { keyFile }, workers: 2 } })
+    await one.addUser('reader')
+    const newToken = () => getToken(one.server, basic('reader'))
+    const isGood = async (token: string) =>
+      (await one.server.request('GET', '/v2/', { fresh: true, headers: { Authorization: bearer(token) } }))
+        .status === 200
+    const before = await newToken()
+    t.equal(headerOf(before).kid, thumbprint(first))
+
+    writeFileSync(`${keyFile}.new`, pem(second))
+    renameSync(`${keyFile}.new`, keyFile)
+    const after = await eventually('a token of the new key', async () => {
+      const token = await newToken()
+      return headerOf(token).kid === thumbprint(second) && token
+    })
+    for (let n = 0; n < 10; n++) {
+      t.ok(await isGood(before), 'what the old key signed stays good')
+      t.ok(await isGood(after), 'what the new key signed is good on every worker')
+    }
+    // Nothing that was ever verified would show whether the old key still verifies: this one is new to everybody.
+    t.ok(await isGood(signToken(headerOf(before), { ...claimsOf(before), jti: 'another' }, first)))
+
+    writeFileSync(keyFile, 'half a k')
+    const said = (text: string) => () => one.server.stderr().includes(text)
+    await eventually('the fault is in the log', async () => {
+      await newToken()
+      return said('the new signing key cannot be used: the old one stays')()
+    })
+    t.equal(headerOf(await newToken()).kid, thumbprint(second))
+    t.ok(said('took up the new signing key')())
+    t.notOk(said('half a k')(), 'what is in the file is no matter of logs')
+    rmSync(keyFile)
+    await pause(1200) // longer than a worker leaves between two looks
+    t.equal(headerOf(await newToken()).kid, thumbprint(second), 'a file that is gone')
+    writeFileSync(keyFile, pem(first))
+    await eventually(
+      'the first key signs again',
+      async () => headerOf(await newToken()).kid === thumbprint(first),
+    )
+    t.ok(await isGood(after))
+  },
+)
 
 t.test('JW: a key file that holds no Ed25519 key stops the start with a sentence', async (t) => {
   const folder = scratchDir(t)

@@ -171,9 +171,7 @@ t.test('S10: 10,000 wrong logins make the same calls, whether there is such a us
   let calls: string[] = []
   const accounts = new Accounts(
     recording(store, (call) => calls.push(call)),
-    passwords,
-    new Throttle(),
-    () => calls.push('noted'),
+    { passwords, throttle: new Throttle(), onLogin: () => calls.push('noted') },
   )
   passwords.onVerify = (text) => calls.push(`hash of ${text}`)
   const traces: Record<string, Map<string, number>> = {
@@ -249,7 +247,7 @@ t.test(
       return seed / 2147483648
     }
     const measure = async (): Promise<Samples> => {
-      const accounts = new Accounts(store, passwords, new Throttle(), () => undefined)
+      const accounts = new Accounts(store, { passwords, throttle: new Throttle(), onLogin: () => undefined })
       const samples: Samples = { known: [], unknown: [] }
       for (let round = 0; round < 2; round++) {
         for (const [at, n] of names.entries()) {

@@ -212,12 +212,16 @@ export class GcClient {
       await this.#expect({ method: 'DELETE', path: `/v2/${repository}/blobs/${digest}` }, [202, 404])
     }
     await delay(this.#random.int(0, 60))
-    for (const blob of blobs) {
-      await this.#uploadAtOnce(repository, blob)
-      if (this.#random.chance(0.3)) await delay(this.#random.int(1, 10))
+    for (const { digest, bytes } of blobs) {
+      const begin = performance.now()
+      await this.#uploadAtOnce(repository, { digest, bytes })
+      await delay(this.#random.int(0, 10))
+      const reply = await this.#expect(
+        { method: 'GET', path: `/v2/${repository}/blobs/${digest}` },
+        performance.now() - begin < this.#common.grace ? [200] : [200, 404],
+      )
+      if (reply?.status === 200 && !reply.body.equals(bytes)) this.#common.report(`${digest} has other bytes`)
     }
-    await delay(this.#random.int(0, this.#common.grace / 4))
-    for (const { digest, bytes } of blobs) await this.#has(`/v2/${repository}/blobs/${digest}`, bytes)
   }
 
   async #uploadAtOnce(repository: string, { digest, bytes }: Blob): Promise<void> {

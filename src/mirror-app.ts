@@ -1,0 +1,125 @@
+import { randomUUID } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import type { MirrorConfig } from '../config/mirrors.js'
+import type { Config } from '../config/schema.js'
+import type { RuleFilter } from './auth/grants.js'
+import { readCredentials } from './mirror/credentials.js'
+import { HttpUpstream } from './mirror/http-upstream.js'
+import { MirrorBlobs } from './mirror/mirror-blobs.js'
+import { MirrorManifests } from './mirror/mirror-manifests.js'
+import { Mirror, Mirrors } from './mirror/mirrors.js'
+import { MirrorNames } from './mirror/names.js'
+import { Sharing } from './mirror/sharing.js'
+import { parseRepositoryPattern } from './oci/repository-pattern.js'
+import type { BlobService } from './registry/blobs.js'
+import type { ManifestOptions, ManifestService } from './registry/manifests.js'
+import type { Stores } from './stores.js'
+import { version } from './version.js'
+
+/** Milliseconds between two notes of what the mirrors did. */
+const noteInterval = 5000
+
+/** Connections to one upstream at once. */
+const mostConnections = 32
+
+/** What mirrors are put in front of. */
+export interface MirrorAppOptions {
+  readonly stores: Stores
+  readonly blobs: BlobService
+  readonly manifests: ManifestService
+  readonly manifestOptions: ManifestOptions
+  /** Name of this process: it begins the turns and leases that the process takes. */
+  readonly processName: string
+  readonly onError: (error: unknown, what: string) => void
+}
+
+/** Composes the mirrors of a configuration that has some. @throws Error for settings that do not go together */
+export async function createMirrors(config: Config, options: MirrorAppOptions) {
+  const { stores, manifestOptions } = options
+  const mirrors = new Mirrors(await Promise.all(config.mirrors.map((mirror) => createMirror(config, mirror))))
+  const newHolder = () => `${options.processName}:${randomUUID()}`
+  const store = stores.mirrors
+  const blobs = new MirrorBlobs({
+    local: options.blobs,
+    mirrors,
+    context: {
+      blobs: stores.blobs,
+      metadata: stores.metadata,
+      mirrors: store,
+      newHolder,
+      maxBlobSize: config.uploads.maxBlobSize,
+    },
+    onFilled: () => undefined,
+  })
+  const manifests = new MirrorManifests({
+    local: options.manifests,
+    metadata: stores.metadata,
+    store,
+    mirrors,
+    sharing: new Sharing(store, newHolder),
+    parse: manifestOptions.parse,
+    immutableTags: manifestOptions.immutableTags,
+  })
+  const flush = async () => {
+    try {
+      for (const mirror of mirrors.all) await mirror.flush(store, Date.now())
+    } catch (error) {
+      options.onError(error, 'what the mirrors did could not be noted')
+    }
+  }
+  const timer = setInterval(() => void flush(), noteInterval)
+  return {
+    mirrors,
+    names: new MirrorNames(mirrors, store),
+    anonymousRule: anonymousRuleOf(config),
+    blobs,
+    manifests,
+    async close() {
+      clearInterval(timer)
+      await blobs.close()
+      await flush()
+      await Promise.all(mirrors.all.map((mirror) => mirror.upstream.close()))
+    },
+  }
+}
+
+async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirror> {
+  const credentials = readCredentials(mirror)
+  const { http, https, exceptions } = config.proxy
+  const idle = mirror.idleTimeout
+  const upstream = new HttpUpstream({
+    name: mirror.name,
+    urls: mirror.urls.map((url) => new URL(url)),
+    credentials,
+    realms: mirror.realms,
+    redirectHosts: mirror.redirects,
+    addresses: mirror.addresses,
+    ca: mirror.ca === undefined ? undefined : await readFile(mirror.ca, 'utf8'),
+    proxy: { httpProxy: http, httpsProxy: https, noProxy: exceptions.join(',') },
+    timeouts: { connect: mirror.connectTimeout, headers: idle, idle, answer: 2 * idle },
+    maxConnections: mostConnections,
+    userAgent: `boathouse/${version}`,
+  })
+  return new Mirror({
+    name: mirror.name,
+    namespaces: mirror.namespaces,
+    upstream,
+    hasLibrary:
+      mirror.name === 'docker.io' || mirror.urls.some((url) => url.includes('//registry-1.docker.io')),
+    takesBareNames: mirror.bareNames,
+    allow: mirror.allow.map(parseRepositoryPattern),
+    deny: mirror.deny.map(parseRepositoryPattern),
+    freshness: mirror.freshness,
+    onUpstreamDeleted: mirror.onUpstreamDeleted,
+    isOpen: credentials === undefined || mirror.public,
+  })
+}
+
+/** What needs credentials upstream is not for everybody here, unless a grant says so by name. */
+function anonymousRuleOf(config: Config): RuleFilter {
+  const closed = config.mirrors
+    .filter((mirror) => readCredentials(mirror) !== undefined && !mirror.public)
+    .map(({ name }) => `${name}/`)
+  return (pattern, repository) =>
+    closed.every((prefix) => !repository.startsWith(prefix) || pattern.startsWith(prefix))
+}

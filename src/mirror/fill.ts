@@ -1,0 +1,289 @@
+import { setTimeout as delay } from 'node:timers/promises'
+import type { BlobStore, Copier, UploadReader } from '../../storage/blob-store.js'
+import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
+import type { MirrorStore } from '../../storage/mirror-store.js'
+import { algorithmOf, type Digest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+import { type Upstream, type UpstreamBlob, UpstreamError } from './upstream.js'
+
+/** Owner of the uploads that fills are: no user can have this name. */
+export const fillOwner = '/mirror'
+
+/** Milliseconds between two looks at what another worker has written. */
+const followInterval = 10
+
+/** Looks at the bytes for each look at whether the other worker is still there. */
+const looksPerCheck = 10
+
+/** Times that a transfer which was cut off is taken up again without having got any further. */
+const mostFruitless = 3
+
+/** Bytes that are not shown to anybody before the whole blob has been found right: no wrong blob is ever complete. */
+const heldBack = 1
+
+/** What is to be fetched. */
+export interface FillTask {
+  /** The upload that the bytes go to. */
+  readonly id: string
+  readonly mirror: string
+  readonly upstream: Upstream
+  /** The repository here, and its name upstream. */
+  readonly repository: RepositoryName
+  readonly remote: RepositoryName
+  readonly digest: Digest
+}
+
+/** What fills work with. */
+export interface FillContext {
+  readonly blobs: BlobStore
+  readonly metadata: MetadataStore
+  readonly mirrors: MirrorStore
+  /** A new name for a turn. */
+  readonly newHolder: () => string
+  /** Bytes. */
+  readonly maxBlobSize: number
+  /** Hears of bytes that came from upstream. */
+  readonly onFetched: (bytes: number) => void
+}
+
+/**
+ * One blob on its way from upstream into the store. The worker that holds the upload's turn fetches it; the
+ * others follow what it writes. It goes on when those who asked for it leave.
+ */
+export class Fill {
+  readonly #task: FillTask
+  readonly #context: FillContext
+  readonly #abort = new AbortController()
+  readonly #waiting = new Set<() => void>()
+  #size: number | undefined
+  #stored = 0
+  #outcome: { readonly error: Error | undefined } | undefined
+  /** Resolves when it has ended, well or not. */
+  readonly ended: Promise<void>
+
+  constructor(task: FillTask, context: FillContext) {
+    this.#task = task
+    this.#context = context
+    this.ended = this.#run()
+  }
+
+  /** Bytes of the blob, as soon as they are known. @throws what ended the fill before */
+  async size(): Promise<number> {
+    for (;;) {
+      if (this.#size !== undefined) return this.#size
+      if (this.#outcome?.error !== undefined) throw this.#outcome.error
+      await this.#change()
+    }
+  }
+
+  /** Resolves when the blob is stored. @throws what ended the fill */
+  async stored(): Promise<void> {
+    await this.ended
+    if (this.#outcome?.error !== undefined) throw this.#outcome.error
+  }
+
+  /**
+   * Waits until more than `position` bytes may be shown.
+   * @returns how many may be shown
+   * @throws what ended the fill
+   */
+  async reached(position: number): Promise<number> {
+    for (;;) {
+      if (this.#outcome?.error !== undefined) throw this.#outcome.error
+      const shown = this.#shown()
+      if (shown > position || this.#outcome !== undefined) return shown
+      await this.#change()
+    }
+  }
+
+  #shown(): number {
+    if (this.#outcome !== undefined) return this.#size ?? this.#stored
+    return this.#size === undefined ? 0 : Math.min(this.#stored, this.#size - heldBack)
+  }
+
+  /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
+  async openBytes(): Promise<Copier> {
+    const { blobs } = this.#context
+    const opened = (await blobs.openUpload(this.#task.id)) ?? (await blobs.open(this.#task.digest))
+    if (opened === undefined) throw new RegistryError('UNAVAILABLE', 'the blob is gone again')
+    return opened
+  }
+
+  /** Gives up; what has come is kept for the next try. */
+  cancel(): void {
+    this.#abort.abort()
+  }
+
+  #change(): Promise<void> {
+    return new Promise((resolve) => this.#waiting.add(resolve))
+  }
+
+  #tell(): void {
+    const waiting = [...this.#waiting]
+    this.#waiting.clear()
+    for (const resolve of waiting) resolve()
+  }
+
+  #learnSize(size: number): void {
+    this.#size = size
+    this.#tell()
+  }
+
+  #learnStored(stored: number): void {
+    if (stored === this.#stored) return
+    this.#stored = stored
+    this.#tell()
+  }
+
+  async #run(): Promise<void> {
+    try {
+      await this.#fetch()
+      this.#outcome = { error: undefined }
+    } catch (error) {
+      this.#outcome = { error: error instanceof Error ? error : new Error(String(error)) }
+    }
+    this.#tell()
+  }
+
+  async #fetch(): Promise<void> {
+    let fruitless = 0
+    for (;;) {
+      const { metadata, mirrors, newHolder } = this.#context
+      const { id, mirror, repository, digest } = this.#task
+      const linked = await metadata.findBlob(repository, digest)
+      if (linked !== undefined) return this.#learnSize(linked)
+      const holder = newHolder()
+      const fill = { id, mirror, repository, digest, owner: fillOwner, algorithm: algorithmOf(digest) }
+      const taken = await mirrors.takeFill(fill, holder, Date.now())
+      if (taken === 'local') throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
+      if (taken === 'busy') {
+        await this.#follow()
+        continue
+      }
+      const progress = await this.#lead(taken, holder)
+      if (progress === 'done') return
+      fruitless = progress.gained > 0 ? 0 : fruitless + 1
+      if (fruitless === mostFruitless || this.#abort.signal.aborted) throw progress.failure
+      await delay(100 * 2 ** fruitless)
+    }
+  }
+
+  /** Watches another worker at it, until it has finished or given up. */
+  async #follow(): Promise<void> {
+    let reader: UploadReader | undefined
+    try {
+      for (let look = 0; ; look++) {
+        if (look % looksPerCheck === 0 || this.#size === undefined) {
+          const fill = await this.#context.mirrors.findFill(this.#task.id)
+          if (fill?.size !== undefined && this.#size === undefined) this.#learnSize(fill.size)
+          if (fill?.isHeld !== true) return
+        }
+        reader ??= await this.#context.blobs.openUpload(this.#task.id)
+        if (reader !== undefined) this.#learnStored(await reader.currentSize())
+        if (this.#abort.signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
+        await delay(followInterval)
+      }
+    } finally {
+      await reader?.close()
+    }
+  }
+
+  /** Fetches with the turn in hand. A transfer that was cut off leaves what came of it, and says why. */
+  async #lead(upload: Upload, holder: string): Promise<'done' | { gained: number; failure: Error }> {
+    const { blobs, metadata, mirrors } = this.#context
+    const { id } = this.#task
+    try {
+      const source = await this.#open(upload.offset)
+      const offset = source.offset
+      if (source.size !== undefined) {
+        await mirrors.noteFillSize(id, holder, source.size)
+        this.#learnSize(source.size)
+      }
+      this.#learnStored(offset)
+      const appended = await blobs.append(id, source.body, {
+        offset,
+        digest: offset === 0 ? undefined : upload.digest,
+        limit: source.size ?? this.#context.maxBlobSize,
+        algorithm: upload.algorithm,
+        onProgress: (stored) => this.#learnStored(stored),
+      })
+      this.#context.onFetched(appended.size - offset)
+      const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
+      if (failure === undefined) {
+        await this.#finish(appended, holder, offset > 0)
+        return 'done'
+      }
+      const progress = { offset: appended.size, digest: appended.digest }
+      await metadata.saveProgress(id, holder, progress, Date.now())
+      return { gained: appended.size - upload.offset, failure }
+    } catch (error) {
+      await this.#giveBack(holder, error, upload.offset === 0)
+      throw error instanceof RegistryError && error.kind === 'BLOB_TOO_LARGE' ? this.#tooLong() : error
+    }
+  }
+
+  async #open(offset: number): Promise<UpstreamBlob> {
+    const { upstream, remote, digest } = this.#task
+    const source = await upstream.openBlob(remote, digest, offset, this.#abort.signal)
+    const isTooLarge = source.size !== undefined && source.size > this.#context.maxBlobSize
+    const isElsewhere = source.offset !== offset && source.offset !== 0
+    if (!isTooLarge && !isElsewhere && (source.size ?? offset) >= offset) return source
+    source.body.destroy()
+    if (isTooLarge) throw new RegistryError('BLOB_TOO_LARGE')
+    throw this.#wrong('answered with another range than it was asked for')
+  }
+
+  /** The bytes are all there: they become the blob, or, being wrong, nothing. */
+  async #finish(
+    appended: { readonly size: number; readonly digest: Digest | undefined },
+    holder: string,
+    isPieced: boolean,
+  ): Promise<void> {
+    const { blobs, metadata } = this.#context
+    const { id, digest } = this.#task
+    const actual = appended.digest ?? (await blobs.digestUpload(id, algorithmOf(digest), appended.size))
+    if (actual !== digest) {
+      // Pieces of two answers may not fit each other: the next try begins anew.
+      throw this.#wrong(isPieced ? 'sent pieces that do not fit' : `sent bytes with the digest ${actual}`)
+    }
+    await blobs.commit(id, digest, appended.size)
+    const blob = { digest, size: appended.size }
+    if (!(await metadata.finishUpload(id, holder, blob, Date.now()))) {
+      throw new RegistryError('UNAVAILABLE', 'the blob could not be recorded')
+    }
+    this.#size = appended.size
+  }
+
+  /** A transfer that may go on later keeps its bytes; wrong bytes go at once, and so does one that has none. */
+  async #giveBack(holder: string, error: unknown, isEmpty: boolean): Promise<void> {
+    const { blobs, metadata } = this.#context
+    const { id } = this.#task
+    const isWrong = error instanceof UpstreamError && error.failure === 'invalid'
+    const isLost = error instanceof RegistryError
+    try {
+      if (!isWrong && !isLost && !isEmpty) await metadata.releaseTurn(id, holder)
+      else if (await metadata.removeUpload(id, holder)) await blobs.discard(id)
+    } catch {
+      // The failure itself is the one to report. A turn that stays taken is given back at the next start.
+    }
+  }
+
+  #wrong(how: string): UpstreamError {
+    return new UpstreamError('invalid', `${this.#task.mirror} ${how} for blob ${this.#task.digest}`)
+  }
+
+  #tooLong(): Error {
+    return this.#size === undefined
+      ? new RegistryError('BLOB_TOO_LARGE')
+      : this.#wrong('sent more bytes than it announced')
+  }
+
+  #cutOff(): UpstreamError {
+    return new UpstreamError('unavailable', `${this.#task.mirror} cut off blob ${this.#task.digest}`)
+  }
+}
+
+function isShort(received: number, size: number | undefined): boolean {
+  return size !== undefined && received < size
+}

@@ -1,0 +1,158 @@
+import { createHash } from 'node:crypto'
+import type { MetadataStore } from '../../storage/metadata-store.js'
+import type { Digest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
+import type { BlobService, Blobs, MountSource, OpenBlob } from '../registry/blobs.js'
+import { Fill, type FillContext } from './fill.js'
+import { FillReader } from './fill-reader.js'
+import type { Mirror, Mirrors } from './mirrors.js'
+import { Misses } from './misses.js'
+import { toRefusal } from './refusals.js'
+import { UpstreamError } from './upstream.js'
+
+/** What the service is told. */
+export interface MirrorBlobOptions {
+  readonly local: BlobService
+  readonly mirrors: Mirrors
+  readonly context: Omit<FillContext, 'onFetched'>
+  /** Called when a blob has come in. */
+  readonly onFilled: (mirror: Mirror) => void
+}
+
+/**
+ * Blobs, of which those in a mirror's repositories come from its upstream when they are asked for: streamed to
+ * whoever asks while they are stored, once for all who ask (protocol PX-03).
+ */
+export class MirrorBlobs implements Blobs {
+  readonly #options: MirrorBlobOptions
+  readonly #local: BlobService
+  readonly #metadata: MetadataStore
+  readonly #fills = new Map<string, Fill>()
+  readonly #misses = new Misses()
+
+  constructor(options: MirrorBlobOptions) {
+    this.#options = options
+    this.#local = options.local
+    this.#metadata = options.context.metadata
+  }
+
+  /** @throws RegistryError BLOB_UNKNOWN, TOOMANYREQUESTS, UPSTREAM_UNAVAILABLE, UPSTREAM_INVALID */
+  async statBlob(repository: RepositoryName, digest: Digest): Promise<number> {
+    const mirror = this.#options.mirrors.of(repository)
+    const size = mirror && (await this.#metadata.findBlob(repository, digest))
+    if (mirror === undefined || size !== undefined) return size ?? this.#local.statBlob(repository, digest)
+    await this.#refuseLocal(repository, digest)
+    mirror.miss()
+    return this.#ask(mirror, repository, digest, async (remote) => {
+      const told = await mirror.upstream.headBlob(remote, digest)
+      return told ?? this.#fill(mirror, repository, digest).size()
+    })
+  }
+
+  /** @throws as {@link statBlob}, and UNAVAILABLE as {@link BlobService.openBlob} */
+  async openBlob(repository: RepositoryName, digest: Digest): Promise<OpenBlob> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined) return this.#local.openBlob(repository, digest)
+    const size = await this.#metadata.findBlob(repository, digest)
+    if (size !== undefined) {
+      mirror.hit(size, digest)
+      return this.#local.openBlob(repository, digest)
+    }
+    await this.#refuseLocal(repository, digest)
+    mirror.miss()
+    return this.#ask(mirror, repository, digest, async () => {
+      if (await this.#link(mirror, repository, digest)) return this.#local.openBlob(repository, digest)
+      const fill = this.#fill(mirror, repository, digest)
+      return new FillReader(fill, await fill.size())
+    })
+  }
+
+  /** Stores a blob without sending it to anybody. @returns bytes that it has @throws as {@link statBlob} */
+  async prefetchBlob(repository: RepositoryName, digest: Digest): Promise<number> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined) throw new RegistryError('BLOB_UNKNOWN')
+    const size = await this.#metadata.findBlob(repository, digest)
+    if (size !== undefined) return size
+    return this.#ask(mirror, repository, digest, async () => {
+      if (!(await this.#link(mirror, repository, digest))) {
+        await this.#fill(mirror, repository, digest).stored()
+      }
+      return this.#local.statBlob(repository, digest)
+    })
+  }
+
+  async #ask<T>(
+    mirror: Mirror,
+    repository: RepositoryName,
+    digest: Digest,
+    work: (remote: RepositoryName) => Promise<T>,
+  ): Promise<T> {
+    const key = `${repository}@${digest}`
+    try {
+      this.#misses.check(key)
+      return await work(mirror.remoteOf(repository))
+    } catch (error) {
+      if (error instanceof UpstreamError && error.failure === 'not-found') this.#misses.note(key, error)
+      throw toRefusal(error, 'BLOB_UNKNOWN')
+    }
+  }
+
+  /**
+   * A blob that is stored for another repository need not be fetched again, if the upstream has it in this one,
+   * too: a manifest alone proves nothing, anybody can name a digest in one (reliability S20).
+   */
+  async #link(mirror: Mirror, repository: RepositoryName, digest: Digest): Promise<boolean> {
+    const holders = await this.#metadata.listBlobRepositories(digest, 100)
+    if (holders.length === 0) return false
+    try {
+      await mirror.upstream.headBlob(mirror.remoteOf(repository), digest)
+    } catch (error) {
+      const isSilent = error instanceof UpstreamError && error.failure === 'unavailable'
+      const isPublic =
+        mirror.options.isOpen && holders.some((name) => this.#options.mirrors.of(name) === mirror)
+      if (!isSilent || !isPublic) throw error
+    }
+    return this.#options.context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
+  }
+
+  #fill(mirror: Mirror, repository: RepositoryName, digest: Digest): Fill {
+    const id = `fill-${createHash('sha256').update(`${repository}@${digest}`).digest('hex')}`
+    const running = this.#fills.get(id)
+    if (running !== undefined) return running
+    const { upstream, name } = mirror
+    const remote = mirror.remoteOf(repository)
+    const fill = new Fill(
+      { id, mirror: name, upstream, repository, remote, digest },
+      { ...this.#options.context, onFetched: (bytes) => mirror.fetched(bytes) },
+    )
+    this.#fills.set(id, fill)
+    void fill.ended.then(() => {
+      this.#fills.delete(id)
+      this.#options.onFilled(mirror)
+    })
+    return fill
+  }
+
+  /** A repository that holds what was pushed here is never looked up upstream. */
+  async #refuseLocal(repository: RepositoryName, digest: Digest): Promise<void> {
+    if ((await this.#options.context.mirrors.findRepositoryKind(repository)) === 'local') {
+      throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
+    }
+  }
+
+  mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
+    return this.#local.mountBlob(repository, digest, source)
+  }
+
+  deleteBlob(repository: RepositoryName, digest: Digest): Promise<void> {
+    return this.#local.deleteBlob(repository, digest)
+  }
+
+  /** Ends what is being fetched; it goes on from there after a restart. */
+  async close(): Promise<void> {
+    const fills = [...this.#fills.values()]
+    for (const fill of fills) fill.cancel()
+    await Promise.all(fills.map((fill) => fill.ended))
+  }
+}

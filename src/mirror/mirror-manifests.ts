@@ -1,0 +1,341 @@
+import type {
+  ManifestHead,
+  MetadataStore,
+  Page,
+  Referrer,
+  StoredManifest,
+} from '../../storage/metadata-store.js'
+import type { MirroredManifest, MirrorStore } from '../../storage/mirror-store.js'
+import type { Digest } from '../oci/digest.js'
+import { RegistryError } from '../oci/errors.js'
+import type { ParsedManifest } from '../oci/manifest.js'
+import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
+import type { ManifestService, Manifests, Notice, Push, Pushed } from '../registry/manifests.js'
+import type { Mirror, Mirrors } from './mirrors.js'
+import { Misses } from './misses.js'
+import { Referrers } from './referrers.js'
+import { toRefusal } from './refusals.js'
+import type { Sharing } from './sharing.js'
+import { UpstreamError, type UpstreamManifest } from './upstream.js'
+
+/** Milliseconds that somebody waits for news of what is here already. */
+const patience = 800
+
+/** What the service is told. */
+export interface MirrorManifestOptions {
+  readonly local: ManifestService
+  readonly metadata: MetadataStore
+  readonly store: MirrorStore
+  readonly mirrors: Mirrors
+  readonly sharing: Sharing
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  /** Patterns of the repository's tags that nobody moves, a mirror as little as a user (protocol MF-13). */
+  readonly immutableTags: (repository: RepositoryName) => readonly string[]
+}
+
+type Served = StoredManifest & Notice
+
+/**
+ * Manifests, of which those in a mirror's repositories come from its upstream when they are asked for
+ * (protocol 12.4). All others are the registry's own.
+ */
+export class MirrorManifests implements Manifests {
+  readonly #options: MirrorManifestOptions
+  readonly #local: ManifestService
+  readonly #store: MirrorStore
+  readonly #misses = new Misses()
+  readonly #referrers = new Referrers()
+
+  constructor(options: MirrorManifestOptions) {
+    this.#options = options
+    this.#local = options.local
+    this.#store = options.store
+  }
+
+  /**
+   * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, TOOMANYREQUESTS, UPSTREAM_UNAVAILABLE, UPSTREAM_INVALID
+   */
+  async getManifest(repository: RepositoryName, reference: Reference): Promise<Served> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined) return this.#local.getManifest(repository, reference)
+    try {
+      return reference.kind === 'digest'
+        ? await this.#byDigest(mirror, repository, reference.digest)
+        : await this.#byTag(mirror, repository, reference.tag)
+    } catch (error) {
+      throw toRefusal(error, 'MANIFEST_UNKNOWN')
+    }
+  }
+
+  /** As {@link getManifest}: who asks for the head of a manifest is about to ask for the rest. */
+  async headManifest(repository: RepositoryName, reference: Reference): Promise<ManifestHead & Notice> {
+    const mirror = this.#options.mirrors.of(repository)
+    return mirror === undefined
+      ? this.#local.headManifest(repository, reference)
+      : this.getManifest(repository, reference)
+  }
+
+  /** PX-02: what is here is never asked for again. */
+  async #byDigest(mirror: Mirror, repository: RepositoryName, digest: Digest): Promise<Served> {
+    const find = () => this.#options.metadata.findManifest(repository, { kind: 'digest', digest })
+    const found = await find()
+    if (found !== undefined) {
+      mirror.hit(found.size)
+      return found
+    }
+    await this.#refuseLocal(repository, { kind: 'digest', digest })
+    mirror.miss()
+    return this.#options.sharing.share(`manifest:${repository}@${digest}`, find, () =>
+      this.#fetch(mirror, repository, digest, []),
+    )
+  }
+
+  /** PX-01: a tag that was checked a moment ago is current; an older one is, if the upstream says so or is silent. */
+  async #byTag(mirror: Mirror, repository: RepositoryName, tag: Tag): Promise<Served> {
+    const askedAt = Date.now()
+    const cached = await this.#store.findTagged(repository, tag)
+    if (cached === undefined) {
+      await this.#refuseLocal(repository, { kind: 'tag', tag })
+      mirror.miss()
+      return this.#refresh(mirror, repository, tag, askedAt)
+    }
+    if (cached.kind === 'local') return cached
+    if (isCurrent(cached, askedAt - mirror.options.freshness)) {
+      mirror.hit(cached.size)
+      return cached
+    }
+    try {
+      const current = await within(patience, this.#refresh(mirror, repository, tag, askedAt))
+      if (current.digest === cached.digest) mirror.hit(cached.size)
+      else mirror.miss()
+      return current
+    } catch (error) {
+      if (!(error instanceof UpstreamError)) throw error
+      if (error.failure === 'not-found' && mirror.options.onUpstreamDeleted === 'drop') throw error
+      mirror.hit(cached.size)
+      return { ...cached, warning: describeStale(mirror, error, cached) }
+    }
+  }
+
+  /** Asks the upstream what the tag points at now; whoever asks meanwhile shares the answer. */
+  #refresh(mirror: Mirror, repository: RepositoryName, tag: Tag, askedAt: number): Promise<Served> {
+    const find = async (): Promise<Served | undefined> => {
+      const tagged = await this.#store.findTagged(repository, tag)
+      return tagged !== undefined && isCurrent(tagged, askedAt) ? tagged : undefined
+    }
+    return this.#options.sharing.share(`tag:${repository}:${tag}`, find, () =>
+      this.#revalidate(mirror, repository, tag),
+    )
+  }
+
+  async #revalidate(mirror: Mirror, repository: RepositoryName, tag: Tag): Promise<Served> {
+    const key = `${repository}:${tag}`
+    this.#misses.check(key)
+    const cached = await this.#store.findTagged(repository, tag)
+    try {
+      if (cached === undefined) return await this.#fetch(mirror, repository, tag, [tag])
+      const { digest } = await mirror.upstream.headManifest(mirror.remoteOf(repository), tag)
+      if (
+        digest === cached.digest &&
+        (await this.#store.noteTagChecked(repository, tag, digest, Date.now()))
+      ) {
+        return cached
+      }
+      const known = await this.#options.metadata.findManifest(repository, { kind: 'digest', digest })
+      return known === undefined
+        ? await this.#fetch(mirror, repository, digest, [tag])
+        : await this.#keep(mirror, repository, known, [tag])
+    } catch (error) {
+      if (!(error instanceof UpstreamError) || error.failure !== 'not-found') throw error
+      this.#misses.note(key, error)
+      if (cached !== undefined && mirror.options.onUpstreamDeleted === 'drop') {
+        const immutable = this.#options.immutableTags(repository)
+        await this.#options.metadata.deleteTag(repository, tag, immutable, Date.now())
+      }
+      throw error
+    }
+  }
+
+  async #fetch(
+    mirror: Mirror,
+    repository: RepositoryName,
+    reference: Tag | Digest,
+    tags: readonly Tag[],
+  ): Promise<Served> {
+    const key = `${repository}@${reference}`
+    this.#misses.check(key)
+    try {
+      const manifest = await mirror.upstream.getManifest(mirror.remoteOf(repository), reference)
+      mirror.fetched(manifest.bytes.byteLength)
+      return await this.#keep(mirror, repository, manifest, tags)
+    } catch (error) {
+      if (error instanceof UpstreamError && error.failure === 'not-found') this.#misses.note(key, error)
+      throw error
+    }
+  }
+
+  /** PX-04: stored byte for byte; what it names comes when it is asked for. */
+  async #keep(
+    mirror: Mirror,
+    repository: RepositoryName,
+    {
+      digest,
+      mediaType,
+      bytes,
+    }: Omit<UpstreamManifest, 'mediaType'> & { readonly mediaType: string | undefined },
+    tags: readonly Tag[],
+  ): Promise<Served> {
+    const parsed = await this.#parse(mirror, bytes, mediaType)
+    const result = await this.#store.putMirrored(
+      {
+        repository,
+        digest,
+        mediaType: parsed.mediaType,
+        bytes,
+        children: parsed.children,
+        subject: parsed.subject,
+        artifactType: parsed.artifactType,
+        annotations: parsed.annotations,
+        tags,
+        sparse: true,
+        immutable: this.#options.immutableTags(repository),
+        condition: undefined,
+        now: Date.now(),
+      },
+      mirror.name,
+    )
+    switch (result.outcome) {
+      case 'stored':
+        return { digest, mediaType: parsed.mediaType, size: bytes.byteLength, bytes }
+      case 'immutable':
+        throw new UpstreamError(
+          'invalid',
+          `${mirror.name} has moved tag ${result.tag} of ${mirror.remoteOf(repository)}, which is immutable here`,
+        )
+      case 'local':
+        throw new RegistryError('MANIFEST_UNKNOWN')
+      default:
+        throw new UpstreamError(
+          'invalid',
+          `${mirror.name} sent a manifest that does not fit its content: ${digest}`,
+        )
+    }
+  }
+
+  async #parse(mirror: Mirror, bytes: Uint8Array, mediaType: string | undefined): Promise<ParsedManifest> {
+    try {
+      return await this.#options.parse(bytes, mediaType)
+    } catch (error) {
+      if (!(error instanceof RegistryError)) throw error
+      throw new UpstreamError(
+        'invalid',
+        `${mirror.name} sent a manifest that cannot be used: ${error.message}`,
+        {
+          cause: error,
+        },
+      )
+    }
+  }
+
+  /** A repository that holds what was pushed here is never looked up upstream. */
+  async #refuseLocal(repository: RepositoryName, reference: Reference): Promise<void> {
+    if ((await this.#store.findRepositoryKind(repository)) === 'local') {
+      await this.#local.headManifest(repository, reference)
+    }
+  }
+
+  /** The upstream's tags; those that are here while it cannot be asked. */
+  async listTags(repository: RepositoryName, after: string, limit: number): Promise<Page & Notice> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined || (await this.#store.findRepositoryKind(repository)) === 'local') {
+      return this.#local.listTags(repository, after, limit)
+    }
+    try {
+      return await within(patience * 10, mirror.upstream.listTags(mirror.remoteOf(repository), after, limit))
+    } catch (error) {
+      return this.#instead(error, () => this.#local.listTags(repository, after, limit))
+    }
+  }
+
+  async #instead<T extends object>(error: unknown, local: () => Promise<T>): Promise<T & Notice> {
+    if (!(error instanceof UpstreamError)) throw error
+    try {
+      return { ...(await local()), warning: `${oneLine(error.message)}: this list holds what is here` }
+    } catch {
+      throw toRefusal(error, 'NAME_UNKNOWN')
+    }
+  }
+
+  /** PX-09: the upstream's referrers; those that are here while it cannot be asked. */
+  async listReferrers(
+    repository: RepositoryName,
+    subject: Digest,
+    artifactTypes: readonly string[],
+    after: number,
+    limit: number,
+  ): Promise<Referrer[]> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined || (await this.#store.findRepositoryKind(repository)) === 'local') {
+      return this.#local.listReferrers(repository, subject, artifactTypes, after, limit)
+    }
+    try {
+      const remote = mirror.remoteOf(repository)
+      const all = await this.#referrers.list(`${repository}@${subject}`, () =>
+        mirror.upstream.listReferrers(remote, subject),
+      )
+      const fits = (type: string | undefined) =>
+        artifactTypes.length === 0 || artifactTypes.includes(type ?? '')
+      return all
+        .filter(({ position, artifactType }) => position > after && fits(artifactType))
+        .slice(0, limit)
+    } catch (error) {
+      if (!(error instanceof UpstreamError)) throw error
+      return this.#local.listReferrers(repository, subject, artifactTypes, after, limit)
+    }
+  }
+
+  putManifest(push: Push): Promise<Pushed> {
+    return this.#local.putManifest(push)
+  }
+
+  deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
+    return this.#local.deleteTag(repository, tag)
+  }
+
+  deleteManifest(repository: RepositoryName, digest: Digest): Promise<void> {
+    return this.#local.deleteManifest(repository, digest)
+  }
+
+  listRepositories(...args: Parameters<Manifests['listRepositories']>): Promise<Page> {
+    return this.#local.listRepositories(...args)
+  }
+
+  searchRepositories(...args: Parameters<Manifests['searchRepositories']>): Promise<RepositoryName[]> {
+    return this.#local.searchRepositories(...args)
+  }
+}
+
+function isCurrent(manifest: MirroredManifest, since: number): boolean {
+  return manifest.checkedAt !== undefined && manifest.checkedAt >= since && manifest.checkedAt <= Date.now()
+}
+
+function describeStale(mirror: Mirror, error: UpstreamError, cached: MirroredManifest): string {
+  const since = cached.checkedAt === undefined ? 'an unknown time' : new Date(cached.checkedAt).toISOString()
+  return `${oneLine(error.message)}: this is what ${mirror.name} had at ${since}`
+}
+
+/** Fit for a header: printable ASCII without quotes and backslashes. */
+function oneLine(text: string): string {
+  return text.replaceAll(/[^ !#-[\]-~]+/g, ' ').slice(0, 300)
+}
+
+/** @throws UpstreamError when the answer takes longer; it is still used when it comes */
+function within<T>(milliseconds: number, answer: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(
+      () => reject(new UpstreamError('unavailable', 'the upstream is slow to answer')),
+      milliseconds,
+    )
+    answer.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
+}

@@ -1,0 +1,141 @@
+import type { MirrorCounts, MirrorStore } from '../../storage/mirror-store.js'
+import type { Digest } from '../oci/digest.js'
+import type { RepositoryName } from '../oci/reference.js'
+import { matchesRepository, type RepositoryPattern } from '../oci/repository-pattern.js'
+import type { Upstream } from './upstream.js'
+
+/** What one mirror is told. */
+export interface MirrorOptions {
+  /** What the names of its repositories begin with: `docker.io`. */
+  readonly name: string
+  /** Values of `?ns=` that mean it (protocol MI-21). */
+  readonly namespaces: readonly string[]
+  readonly upstream: Upstream
+  /** Whether names of one segment lie below `library` upstream (protocol PX-08). */
+  readonly hasLibrary: boolean
+  /** Whether names without a registry that nothing local has are its (protocol MI-02). */
+  readonly takesBareNames: boolean
+  /** Patterns over the upstream's names: one of `allow` must fit and none of `deny`. */
+  readonly allow: readonly RepositoryPattern[]
+  readonly deny: readonly RepositoryPattern[]
+  /** Milliseconds for which a tag counts as current. */
+  readonly freshness: number
+  /** What becomes of a tag that the upstream has no longer. */
+  readonly onUpstreamDeleted: 'keep' | 'drop'
+  /** Whether everybody may read it upstream: then a blob of one repository may stand for the same one of another. */
+  readonly isOpen: boolean
+}
+
+const nothing: MirrorCounts = { hits: 0, misses: 0, bytesFetched: 0, bytesSaved: 0 }
+
+/** Uses that are kept until they are written down; more are let go: they only make blobs look older. */
+const mostUses = 1000
+
+/** One mirror, and what it did since it was last written down. */
+export class Mirror {
+  readonly options: MirrorOptions
+  #counts: MirrorCounts = nothing
+  #total: MirrorCounts = nothing
+  #uses = new Set<Digest>()
+  #saidHealth = ''
+
+  constructor(options: MirrorOptions) {
+    this.options = options
+  }
+
+  get name(): string {
+    return this.options.name
+  }
+
+  get upstream(): Upstream {
+    return this.options.upstream
+  }
+
+  /** What this process counted since its start, for the metrics. */
+  get total(): MirrorCounts {
+    return this.#total
+  }
+
+  /** Whether it may ask the upstream for a repository, by the upstream's own name. */
+  allows(remote: RepositoryName): boolean {
+    const { allow, deny } = this.options
+    const fits = (pattern: RepositoryPattern) => matchesRepository(pattern, remote)
+    return allow.some(fits) && !deny.some(fits)
+  }
+
+  /** The repository's name upstream. */
+  remoteOf(repository: RepositoryName): RepositoryName {
+    return repository.slice(this.name.length + 1) as RepositoryName
+  }
+
+  /** Counts a request that was answered from here. */
+  hit(bytes: number, blob?: Digest): void {
+    this.#count({ ...nothing, hits: 1, bytesSaved: bytes })
+    if (blob !== undefined && this.#uses.size < mostUses) this.#uses.add(blob)
+  }
+
+  /** Counts a request that had to go upstream. */
+  miss(): void {
+    this.#count({ ...nothing, misses: 1 })
+  }
+
+  fetched(bytes: number): void {
+    this.#count({ ...nothing, bytesFetched: bytes })
+  }
+
+  #count(counts: MirrorCounts): void {
+    this.#counts = add(this.#counts, counts)
+    this.#total = add(this.#total, counts)
+  }
+
+  /** Writes down what is new since the last time. */
+  async flush(store: MirrorStore, now: number): Promise<void> {
+    const uses = this.#uses
+    this.#uses = new Set()
+    if (uses.size > 0) await store.noteUses(this.name, [...uses], now)
+    const text = JSON.stringify(this.upstream.health)
+    const health = text === this.#saidHealth ? undefined : { text, at: now }
+    const counts = this.#counts
+    if (counts === nothing && health === undefined) return
+    this.#counts = nothing
+    await store.noteWork(this.name, counts, health)
+    this.#saidHealth = text
+  }
+}
+
+function add(a: MirrorCounts, b: MirrorCounts): MirrorCounts {
+  return {
+    hits: a.hits + b.hits,
+    misses: a.misses + b.misses,
+    bytesFetched: a.bytesFetched + b.bytesFetched,
+    bytesSaved: a.bytesSaved + b.bytesSaved,
+  }
+}
+
+/** The mirrors of this server. */
+export class Mirrors {
+  readonly all: readonly Mirror[]
+  readonly #byNamespace: ReadonlyMap<string, Mirror>
+
+  constructor(all: readonly Mirror[]) {
+    this.all = all
+    this.#byNamespace = new Map(
+      all.flatMap((mirror) => mirror.options.namespaces.map((name) => [name, mirror] as const)),
+    )
+  }
+
+  /** The mirror that a repository belongs to by its name. */
+  of(repository: RepositoryName): Mirror | undefined {
+    return this.all.find(({ name }) => repository.startsWith(name) && repository[name.length] === '/')
+  }
+
+  /** The mirror that `?ns=` means; undefined for an unknown one (protocol MI-21: as if absent). */
+  ofNamespace(namespace: string): Mirror | undefined {
+    return this.#byNamespace.get(namespace)
+  }
+
+  /** The mirror that names without a registry fall to. */
+  get ofBareNames(): Mirror | undefined {
+    return this.all.find(({ options }) => options.takesBareNames)
+  }
+}
