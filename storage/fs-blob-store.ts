@@ -31,7 +31,7 @@ const hashBufferSize = 1024 * 1024
 const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
 
 /** Files that are removed, or folders that are synced, at once. */
-const removedAtOnce = 8
+const removedAtOnce = 4
 
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
