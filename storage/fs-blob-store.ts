@@ -31,7 +31,7 @@ const mostHashes = 1000
 const hashBufferSize = 1024 * 1024
 
 /** Files that are removed, or folders that are synced, at once. */
-const removedAtOnce = 8
+const removedAtOnce = 4
 
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {

@@ -25,7 +25,7 @@ ${settingsHelp()}`,
       data: { type: 'string' },
     })
     words(positionals)
-    const config = loadConfigFromProcess(values)
+    const config = await loadConfigFromProcess(values)
     try {
       return await serve(config)
     } catch (error) {
