@@ -198,13 +198,17 @@ export async function makeBackup(options: BackupOptions): Promise<CopyReport> {
   const index = join(target, 'boathouse.db')
   const next = join(target, 'next.db')
   await copyIndexTo(database, next)
-  await withIndex(next, (copy) => copyBlobs(copy, root, target, emptyCopyReport(copy.counts()), options))
+  const { newBlobs, newBytes, linked } = await withIndex(next, async (copy) => {
+    const first = emptyCopyReport(copy.counts())
+    await copyBlobs(copy, root, target, first, options)
+    return first
+  })
   const admitCollectors = await options.excludeCollectors()
   let report: CopyReport
   try {
     await copyIndexTo(database, next)
     report = await withIndex(next, async (copy) => {
-      const last = emptyCopyReport(copy.counts())
+      const last = { ...emptyCopyReport(copy.counts()), newBlobs, newBytes, linked }
       await copyBlobs(copy, root, target, last, options)
       return last
     })

@@ -113,7 +113,13 @@ t.test('a backup is incremental, forgets what was deleted, and links where it ca
   await push(server, 'team/app', 'one', one)
   await push(server, 'team/app', 'other', other)
   const target = join(scratchDir(t), 'backup')
-  t.match(await succeeded(t, backUp(server, target)), { blobs: 6, tags: 2, missing: [] })
+  t.match(await succeeded(t, backUp(server, target)), {
+    blobs: 6,
+    newBlobs: 6,
+    linked: 6,
+    tags: 2,
+    missing: [],
+  })
   const [, hex = ''] = (one.parts[0]?.digest ?? '').split(':')
   t.equal(statSync(join(target, 'blobs', 'sha256', hex.slice(0, 2), hex)).nlink, 2, 'no byte was copied')
   t.match(await succeeded(t, backUp(server, target)), { blobs: 6, newBlobs: 0 })

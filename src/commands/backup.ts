@@ -87,7 +87,7 @@ function toJson({ counts, missing, ...report }: CopyReport) {
 function tell({ counts, blobs, bytes, newBlobs, newBytes, missing }: CopyReport, target: string): void {
   for (const digest of missing) say(`missing: ${digest}`)
   say(
-    `Backed up ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${target}: ${newBlobs} blobs with ${formatBytes(newBytes)} are new since the last backup, or since it began.`,
+    `Backed up ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${target}: ${newBlobs} blobs with ${formatBytes(newBytes)} are new.`,
   )
   if (missing.length > 0) {
     note(`${missing.length} blobs could not be read: "boathouse verify" says what they are needed by.`)

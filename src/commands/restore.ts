@@ -33,7 +33,7 @@ in damaged/, and blobs that came since stay on the disk.`,
     })
     const { json = false, index: isIndex = false, list = false, yes = false } = values
     if (isIndex && list) throw new Misuse('--index and --list do not go together.')
-    const { data } = loadConfigFromProcess({ config: values.config, data: values.data })
+    const { data } = await loadConfigFromProcess({ config: values.config, data: values.data })
     try {
       if (list) return await listAll(data, json)
       if (!isIndex) return await fromBackup(resolve(words(positionals, 'DIR')[0]), data, json)
