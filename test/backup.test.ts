@@ -51,7 +51,7 @@ t.test(
   'a backup under pushes, deletes and collections holds every image that was acknowledged',
   async (t) => {
     const server = await startServer(t, {
-      config: { workers: 2, gc: { interval: '100ms', grace: '300ms', untagged: '300ms' } },
+      config: { workers: 2, gc: { interval: '100ms', grace: '3s', untagged: '300ms' } },
     })
     const kept: Manifest[] = []
     for (let at = 0; at < 20; at++) {
