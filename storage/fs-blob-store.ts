@@ -127,6 +127,8 @@ class FsBlobStore implements BlobStore {
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
       const pumped = await this.#pump(body, file, options, { hash, writeBack })
+      const digest = hash === undefined ? undefined : digestSoFar(hash, options.algorithm)
+      if (pumped.failure === undefined) options.onWritten?.({ size: pumped.position, digest })
       await this.#finishSync(uploadId, writeBack)
       await entry
       return this.#appended(uploadId, options, pumped, hash)
