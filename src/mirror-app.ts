@@ -58,6 +58,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     mirrors,
     sharing: new Sharing(store, newHolder),
     parse: manifestOptions.parse,
+    pulls: manifestOptions.pulls,
     immutableTags: manifestOptions.immutableTags,
   })
   const flush = async () => {

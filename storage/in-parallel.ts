@@ -1,5 +1,5 @@
 /** Tasks that run at once: files that are removed, or folders that are synced. */
-const tasksAtOnce = 8
+const tasksAtOnce = 4
 
 /** Runs a task for each item, some at a time. @throws what the first failing task threw, when all have ended */
 export async function inParallel<Item>(

@@ -10,7 +10,7 @@ import type {
 } from './collection-store.js'
 
 /** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
-const longestStep = 8
+const longestStep = 4
 
 /** Manifests above one that are looked at; one with more than these stays until they have gone. */
 const mostAbove = 200

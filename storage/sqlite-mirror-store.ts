@@ -98,9 +98,8 @@ export class SqliteMirrorStore implements MirrorStore {
 
   async takeFill(...args: Parameters<MirrorStore['takeFill']>): ReturnType<MirrorStore['takeFill']> {
     const taken = await this.#writer.run('takeFill', ...args)
-    if (taken !== 'condemned') return taken
-    await releaseDeadCollector(this.#writer)
-    return 'busy'
+    if (taken === 'condemned') await releaseDeadCollector(this.#writer)
+    return taken
   }
 
   noteFillSize(...args: Parameters<MirrorStore['noteFillSize']>): Promise<void> {

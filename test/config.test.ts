@@ -9,6 +9,7 @@ import { parse } from 'yaml'
 import { isLoopback } from '../config/addresses.js'
 import { settingsHelp } from '../config/help.js'
 import { authMode, ConfigError, loadConfig } from '../config/load.js'
+import { readYaml } from '../config/read-yaml.js'
 import { type Config, defaults, settings } from '../config/schema.js'
 import { selfSigned } from './certificate.js'
 import { runServerCommand, scratchDir } from './harness.js'
@@ -25,11 +26,11 @@ interface Sources {
 let configFiles = 0
 
 function load(t: Test, { yaml, env = {}, flags = {} }: Sources): Config {
-  if (yaml === undefined) return loadConfig({ flags, env })
+  if (yaml === undefined) return loadConfig({ flags, env, readYaml })
   const folder = join(scratchDir(t), String(configFiles++))
   mkdirSync(folder)
   writeFileSync(join(folder, 'boathouse.yaml'), yaml)
-  return loadConfig({ flags: { config: join(folder, 'boathouse.yaml'), ...flags }, env })
+  return loadConfig({ flags: { config: join(folder, 'boathouse.yaml'), ...flags }, env, readYaml })
 }
 
 /** The faults of a configuration, with the file's folder left out; empty when it loads. */
@@ -98,7 +99,7 @@ const exampleText = readFileSync(example, 'utf8')
 const exampleInForce = exampleText.replaceAll(/^( *)#(\w+:)/gm, '$1$2')
 
 t.test('the example file, as it is, loads to the defaults', async (t) => {
-  t.strictSame(loadConfig({ flags: { config: example }, env: {} }), defaults)
+  t.strictSame(loadConfig({ flags: { config: example }, env: {}, readYaml }), defaults)
 })
 
 t.test('the example file has every setting and no other, with its default', async (t) => {
@@ -134,6 +135,7 @@ t.test('the example file has every setting and no other, with its default', asyn
     'admin.passwordFile',
     'tokens.service',
     'tokens.keyFile',
+    'gc.untagged',
     'proxy.http',
     'proxy.https',
   ])
@@ -578,7 +580,7 @@ t.test('a fault in a value that a later source replaces is told nevertheless', a
 
 t.test('the message of the error holds every fault on a line of its own', async (t) => {
   const env = { BOATHOUSE_WORKERS: 'many', BOATHOUSE_LOG_LEVEL: 'lo\nud' }
-  t.throws(() => loadConfig({ flags: {}, env }), {
+  t.throws(() => loadConfig({ flags: {}, env, readYaml }), {
     name: 'ConfigError',
     message: [
       'BOATHOUSE_WORKERS is "many": write auto or a number from 1 to 64.',

@@ -24,7 +24,7 @@ ${settingsHelp()}`,
       data: { type: 'string' },
     })
     words(positionals)
-    const config = loadConfigFromProcess(values)
+    const config = await loadConfigFromProcess(values)
     try {
       return await serve(config)
     } catch (error) {

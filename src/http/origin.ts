@@ -10,6 +10,11 @@ export interface Origin {
 /** What a Host header may hold: nothing that could end a quoted string. */
 const hostGrammar = /^[\w.-]+(?::\d{1,5})?$|^\[[0-9a-fA-F:.]+\](?::\d{1,5})?$/
 
+/** The client's address as people write it: IPv4 also where the server listens on all addresses of both kinds. */
+export function clientAddress({ ip }: Origin): string {
+  return ip.startsWith('::ffff:') && ip.includes('.') ? ip.slice('::ffff:'.length) : ip
+}
+
 /**
  * The address under which the client reaches this registry, without a slash at its end: the configured one, or
  * the one that the client used (protocol AU-09, T-65).

@@ -23,7 +23,9 @@ export function guardParser<S extends Socket>(socket: S): S {
 }
 
 function unpause(socket: Socket): void {
-  while (!socket.destroyed && parserOf(socket)?.paused === true) parserOf(socket)?.resume()
+  do parserOf(socket)?.resume()
+  while (!socket.destroyed && socket.readableLength > 0 && parserOf(socket)?.paused === true)
+  // A body without a length pauses it again, with nothing left to parse: now it can be told of the end.
   const parser = parserOf(socket)
   if (parser?.paused !== true || parser.ptr === null) return
   parser.llhttp.llhttp_resume(parser.ptr)
