@@ -303,3 +303,14 @@ t.test('a blob over uploads.maxBlobSize is refused without a fault, and leaves n
   }
   await eventually('nothing is left', () => filesBelow(join(server.data, 'uploads')).length === 0)
 })
+
+t.test('R40: a transfer that fails before its first byte ends in a clear error', async (t) => {
+  const { upstream, pull } = await startPair(t)
+  const layer = randomBytes(1000)
+  upstream.addBlob(name, layer)
+  upstream.fault = ({ method }) => (method === 'GET' ? part(1000, Buffer.alloc(0)) : undefined)
+  const reply = await pull(blobPath(layer))
+  t.equal(reply.status, 502)
+  t.equal(reply.code, 'UPSTREAM_UNAVAILABLE')
+  t.match(reply.text, /docker\.io/)
+})
