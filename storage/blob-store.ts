@@ -77,7 +77,7 @@ export interface BlobStore {
   commit(uploadId: string, digest: Digest, size: number): Promise<void>
   /** Opens an upload for reading, also while it is written; undefined when it has no bytes yet. */
   openUpload(uploadId: string): Promise<UploadReader | undefined>
-  /** Forgets an upload's bytes; nothing happens when there are none. */
+  /** Forgets an upload's bytes, also for who has it open; nothing happens when there are none. */
   discard(uploadId: string): Promise<void>
   /** Uploads that hold bytes. */
   listUploads(): Promise<string[]>

@@ -1,6 +1,16 @@
 import { createHash, type Hash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import {
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  stat,
+  truncate,
+  unlink,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import {
@@ -17,6 +27,7 @@ import type { AppendOptions, AppendResult, BlobReader, BlobStore, UploadReader }
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
+import { inParallel } from './in-parallel.js'
 import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
@@ -29,9 +40,6 @@ const hashBufferSize = 1024 * 1024
 
 /** Names of the folders that blobs are spread over, by the first digits of their digests. */
 const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
-
-/** Files that are removed, or folders that are synced, at once. */
-const removedAtOnce = 4
 
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
@@ -242,7 +250,10 @@ class FsBlobStore implements BlobStore {
 
   async discard(uploadId: string): Promise<void> {
     this.#hashes.delete(uploadId)
-    await removeFile(this.#layout.upload(uploadId))
+    const path = this.#layout.upload(uploadId)
+    // Who has it open must not take it for whole. What hinders this hinders the removal, which says so.
+    await truncate(path, 0).catch(() => undefined)
+    await removeFile(path)
   }
 
   async listUploads(): Promise<string[]> {
@@ -363,17 +374,6 @@ function digestIn(directory: string, algorithm: Algorithm, name: string): Digest
   } catch {
     return []
   }
-}
-
-/** Runs a task for each item, some at a time. @throws what the first failing task threw, when all have ended */
-async function inParallel<Item>(items: readonly Item[], task: (item: Item) => Promise<void>): Promise<void> {
-  const rest = items.values()
-  const lane = async () => {
-    for (const item of rest) await task(item)
-  }
-  const lanes = await Promise.allSettled(Array.from({ length: removedAtOnce }, lane))
-  const failed = lanes.find((result) => result.status === 'rejected')
-  if (failed !== undefined) throw failed.reason
 }
 
 async function removeFile(path: string): Promise<void> {
