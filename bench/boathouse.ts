@@ -74,6 +74,14 @@ export function boathouse(options: BoathouseOptions): Registry {
       return startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
     },
 
+    async startMirror(folder, { host, port: upstreamPort }) {
+      const port = await freePort()
+      const mirrors = JSON.stringify([{ name: 'upstream', url: `http://${host}:${upstreamPort}` }])
+      const env = { ...cleanEnvironment(options.workers), BOATHOUSE_MIRRORS: mirrors }
+      const server = await startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
+      return { ...server, prefix: 'upstream/', takesPushes: true }
+    },
+
     async startGuarded(
       folder: string,
       { onOneCore: pinned = false }: GuardedOptions,

@@ -19,7 +19,7 @@ export function peerVersion(): string {
 }
 
 // "error" is the quietest level it has.
-function configuration(folder: string, port: number): string {
+function configuration(folder: string, port: number, more = ''): string {
   return `version: 0.1
 log:
   level: error
@@ -40,19 +40,26 @@ http:
   secret: benchmark
   http2:
     disabled: true
-`
+${more}`
+}
+
+async function start(folder: string, more?: string): Promise<Server> {
+  mkdirSync(folder, { recursive: true })
+  const port = await freePort()
+  const file = join(folder, 'config.yml')
+  writeFileSync(file, configuration(join(folder, 'data'), port, more))
+  return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
 }
 
 /** Debian's docker-registry on a file system, as quiet and as fast as its settings allow. */
 export const peer: Registry = {
   name: 'docker-registry',
 
-  async start(folder) {
-    mkdirSync(folder, { recursive: true })
-    const port = await freePort()
-    const file = join(folder, 'config.yml')
-    writeFileSync(file, configuration(join(folder, 'data'), port))
-    return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
+  start: (folder) => start(folder),
+
+  async startMirror(folder, { host, port }) {
+    const server = await start(folder, `proxy:\n  remoteurl: http://${host}:${port}\n`)
+    return { ...server, prefix: '', takesPushes: false }
   },
 
   // Pushing 100,000 tags one by one takes it minutes, so the folders and links it would make are made directly.
