@@ -13,20 +13,23 @@ import {
 } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import {
-  type Algorithm,
-  algorithmOf,
-  type Digest,
-  digestSoFar,
-  encodedOf,
-  parseDigest,
-} from '../src/oci/digest.js'
+import { type Algorithm, algorithmOf, type Digest, digestSoFar } from '../src/oci/digest.js'
 import { RegistryError } from '../src/oci/errors.js'
 import { pumpToFile } from './batch-writer.js'
-import type { AppendOptions, AppendResult, BlobReader, BlobStore, UploadReader } from './blob-store.js'
+import type {
+  AppendOptions,
+  AppendResult,
+  BlobReader,
+  BlobStore,
+  Examination,
+  ExamineOptions,
+  UploadReader,
+} from './blob-store.js'
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
+import { examineFile, quarantineFile } from './fs-blob-check.js'
+import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
 import { inParallel } from './in-parallel.js'
 import { WriteBack } from './write-back.js'
 
@@ -38,42 +41,10 @@ const mostHashes = 1000
 /** Bytes read at once when an upload is hashed from its file. */
 const hashBufferSize = 1024 * 1024
 
-/** Names of the folders that blobs are spread over, by the first digits of their digests. */
-const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
-
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
   readonly digest: Digest
   readonly hash: Hash
-}
-
-/** Where everything is in the data folder: no other place makes a path. */
-class Layout {
-  readonly blobs: string
-  readonly uploads: string
-
-  constructor(root: string) {
-    this.blobs = join(root, 'blobs')
-    this.uploads = join(root, 'uploads')
-  }
-
-  upload(id: string): string {
-    return join(this.uploads, id)
-  }
-
-  blobDirectory(digest: Digest): string {
-    return join(this.blobs, algorithmOf(digest), encodedOf(digest).slice(0, 2))
-  }
-
-  /** One of the folders that hold blobs. */
-  part(part: number): readonly [Algorithm, string] {
-    const algorithm = part < leaves.length ? 'sha256' : 'sha512'
-    return [algorithm, join(this.blobs, algorithm, leaves[part % leaves.length] ?? '')]
-  }
-
-  blob(digest: Digest): string {
-    return join(this.blobDirectory(digest), encodedOf(digest))
-  }
 }
 
 /**
@@ -99,17 +70,6 @@ async function makeDirectories(parent: string, names: readonly string[]): Promis
   const missing = names.filter((name) => !present.has(name))
   await Promise.all(missing.map((name) => mkdir(join(parent, name), { recursive: true })))
   await syncDirectories([parent]) // also what an interrupted first start has made
-}
-
-async function syncDirectories(directories: readonly string[]): Promise<void> {
-  for (const directory of directories) {
-    const handle = await open(directory, 'r')
-    try {
-      await handle.sync()
-    } finally {
-      await handle.close()
-    }
-  }
 }
 
 /** Opens the driver that keeps blobs as files below `root`; {@link prepareFsBlobStore} has made the folders. */
@@ -301,6 +261,14 @@ class FsBlobStore implements BlobStore {
     }
   }
 
+  examine(digest: Digest, options: ExamineOptions): Promise<Examination> {
+    return examineFile(this.#layout, digest, options)
+  }
+
+  quarantine(digest: Digest, state: string, now: number): Promise<boolean> {
+    return quarantineFile(this.#layout, digest, state, now)
+  }
+
   async check(): Promise<void> {
     const path = this.#layout.upload(`check-${randomUUID()}`)
     try {
@@ -363,16 +331,6 @@ async function cutOff(path: string, size: number): Promise<void> {
     throw error
   } finally {
     await file.close()
-  }
-}
-
-/** The digest that a file's name says; names that say none are somebody else's. */
-function digestIn(directory: string, algorithm: Algorithm, name: string): Digest[] {
-  if (!directory.endsWith(name.slice(0, 2))) return []
-  try {
-    return [parseDigest(`${algorithm}:${name}`)]
-  } catch {
-    return []
   }
 }
 

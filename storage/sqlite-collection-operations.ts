@@ -120,7 +120,7 @@ function prepareBytes(db: Database) {
        AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = :digest)
      RETURNING digest, size`,
   )
-  const release = db.prepare("UPDATE blob SET holder = NULL WHERE state = 'condemned' AND holder IS NOT NULL")
+  const release = db.prepare('UPDATE blob SET holder = NULL WHERE holder IS NOT NULL')
   const claim = db.prepare<[string, number], CondemnedBlob>(
     `UPDATE blob SET holder = ? WHERE id IN (
        SELECT id FROM blob WHERE state = 'condemned' AND holder IS NULL

@@ -1,7 +1,6 @@
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
-import { toStorageError } from './errors.js'
 import type {
   Fill,
   MirroredBlob,
@@ -67,7 +66,7 @@ export class SqliteMirrorStore implements MirrorStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 
