@@ -23,7 +23,7 @@ export class FillReader implements OpenBlob {
    */
   async ready(end: number): Promise<void> {
     try {
-      if (end < this.size - 1 || this.size === 0) await this.#fill.stored()
+      if (end < this.size - 1 || this.size === 0) await this.#fill.right()
       else await this.#fill.reached(0)
     } catch (error) {
       throw toRefusal(error, 'BLOB_UNKNOWN')
