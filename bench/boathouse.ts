@@ -74,14 +74,6 @@ export function boathouse(options: BoathouseOptions): Registry {
       return startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
     },
 
-    async startMirror(folder, { host, port: upstreamPort }) {
-      const port = await freePort()
-      const mirrors = JSON.stringify([{ name: 'upstream', url: `http://${host}:${upstreamPort}` }])
-      const env = { ...cleanEnvironment(options.workers), BOATHOUSE_MIRRORS: mirrors }
-      const server = await startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
-      return { ...server, prefix: 'upstream/', takesPushes: true }
-    },
-
     async startGuarded(
       folder: string,
       { onOneCore: pinned = false }: GuardedOptions,
@@ -95,6 +87,14 @@ export function boathouse(options: BoathouseOptions): Registry {
       manage(folder, ['grant', 'push', 'bench/**', '--to', `user:${USER}`], '')
       const basic = `Basic ${Buffer.from(`${USER}:${PASSWORD}`).toString('base64')}`
       return { ...server, user: USER, basic, token: (name) => askToken(server, basic, name) }
+    },
+
+    async startMirror(folder, upstream) {
+      const port = await freePort()
+      const mirrors = [{ name: 'upstream', url: `http://${upstream.host}:${upstream.port}` }]
+      const env = { ...cleanEnvironment(options.workers), BOATHOUSE_MIRRORS: JSON.stringify(mirrors) }
+      const server = await startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
+      return { ...server, prefix: 'upstream/' }
     },
 
     async seedTags({ target }: Server, repository: string, count: number) {

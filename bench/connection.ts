@@ -8,8 +8,6 @@ export interface Answer {
   readonly bytes: number
   /** The start of the body as text, at most 1 KiB, to show in errors. */
   readonly excerpt: string
-  /** Milliseconds from the question to the first byte of the body; 0 without a body. */
-  readonly firstByteMs: number
 }
 
 export interface Question {
@@ -53,8 +51,6 @@ export class Connection {
   #headers = new Map<string, string>()
   #bytes = 0
   #excerpt = ''
-  #askedAt = 0
-  #firstByteMs = 0
 
   private constructor(target: Target) {
     const { host, port, authorization, from } = target
@@ -106,8 +102,6 @@ export class Connection {
     answer.catch(() => {})
     this.#bytes = 0
     this.#excerpt = ''
-    this.#askedAt = performance.now()
-    this.#firstByteMs = 0
     await this.#write(question)
     return answer
   }
@@ -153,7 +147,6 @@ export class Connection {
     if (this.#excerpt.length < EXCERPT_BYTES && this.#status >= 400) {
       this.#excerpt += buffer.toString('latin1', at, at + Math.min(taken, EXCERPT_BYTES))
     }
-    if (this.#bytes === 0) this.#firstByteMs = performance.now() - this.#askedAt
     this.#left -= taken
     this.#bytes += taken
     if (this.#left === 0) {
@@ -216,7 +209,6 @@ export class Connection {
       headers: this.#headers,
       bytes: this.#bytes,
       excerpt: this.#excerpt,
-      firstByteMs: this.#firstByteMs,
     })
   }
 }

@@ -26,7 +26,7 @@ const SMALL_LAYERS = [16 * 1024, 64 * 1024]
 const IMAGES_PER_SECOND = 2500
 
 type Counts = Pick<JobResult, 'done' | 'bytes'> &
-  Pick<Partial<JobResult>, 'digests' | 'firstByteMs' | 'latencies' | 'statuses'>
+  Pick<Partial<JobResult>, 'digests' | 'latencies' | 'statuses'>
 
 /** Runs the part of a job that counts, with the clock and the processor time around it. */
 async function timed(work: () => Promise<Counts>): Promise<JobResult> {
@@ -90,7 +90,6 @@ function runPull(job: PullJob): Promise<JobResult> {
   let started = 0
   let done = 0
   let bytes = 0
-  let firstByteMs: number | undefined
   return timed(async () => {
     const connections: Connection[] = []
     let over = false
@@ -110,7 +109,6 @@ function runPull(job: PullJob): Promise<JobResult> {
           expectStatus(answer, 200, `GET ${path}`)
           done += 1
           bytes += answer.bytes
-          firstByteMs ??= answer.firstByteMs
         }
       } catch (error) {
         if (!over) throw error
@@ -120,7 +118,7 @@ function runPull(job: PullJob): Promise<JobResult> {
       }
     })
     clearTimeout(timer)
-    return { done, bytes, ...(firstByteMs === undefined ? {} : { firstByteMs }) }
+    return { done, bytes }
   })
 }
 

@@ -123,8 +123,6 @@ export interface JobResult {
   readonly digests?: readonly string[]
   /** Milliseconds for each unit, sorted, where the job records them. */
   readonly latencies?: readonly number[]
-  /** Milliseconds from the first question to its first byte, of a job that pulls. */
-  readonly firstByteMs?: number
   /** How often each status came, where the job takes several. */
   readonly statuses?: Readonly<Record<string, number>>
 }

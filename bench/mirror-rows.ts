@@ -1,68 +1,103 @@
+import { rmSync } from 'node:fs'
+import { get } from 'node:http'
 import { MANIFEST_TYPE } from './image.js'
-import type { JobResult, Target } from './jobs.js'
+import type { Target } from './jobs.js'
 import { runJob, runWrk } from './load.js'
+import { median } from './measure.js'
 import { MIB } from './payload.js'
+import { peer } from './peer.js'
 import type { Row, Sample } from './rows.js'
 import type { Server } from './server.js'
-import { type Mirrored, observe, pushBlobs, type Side, seedImage, settle } from './side.js'
+import { observe, pushBlobs, type Side, seedImage, settle } from './side.js'
+import { SlowLine } from './slow-line.js'
 
 const REPOSITORY = 'bench/shared'
-const LIMIT_SECONDS = 60
+const GIB = 1024 * MIB
+const PREPARE_LIMIT_SECONDS = 60
 
-/** Turns of a second of each kind in one sample of a hit. */
-const HIT_TURNS = 1
-const COLD_SIZE = 1024 * MIB
-const SHARED_SIZE = 100 * MIB
-const CLIENTS = 200
-/** Twice what one client needs, about: who has not ended by then is counted as cut. */
-const CROWD_SECONDS = 18
-/** So slow that many clients and one can be compared: faster lines would measure the machine's loopback. */
-const LINE_BYTES_PER_SECOND = 12 * MIB
+/** What an upstream far away sends in a second. */
+const LINE_BYTES = 5 * MIB
+const HERD = 200
+const HERD_BLOB = 100 * MIB
 
-const open = (side: Side) => side.mirrored('open', Number.POSITIVE_INFINITY)
-const slow = (side: Side) => side.mirrored('slow', LINE_BYTES_PER_SECOND)
-
-const urlOf = ({ target }: Server, path: string) => `http://${target.host}:${target.port}${path}`
-
-/** The same image pushed to the server and behind it; where a mirror takes no pushes, to one of its make beside it. */
-function bothImages(side: Side) {
-  return side.once('mirrored image', async () => {
-    const { upstream, mirror } = await open(side)
-    const local = mirror.takesPushes ? mirror : await side.shared()
-    const [remoteLayer, localLayer] = [
-      await seedImage(upstream.target, REPOSITORY),
-      await seedImage(local.target, REPOSITORY),
-    ]
-    return { mirror, local, remoteLayer, localLayer }
+/** The upstream of all mirrors here: docker-registry, whichever side asks it. */
+const upstream = (side: Side): Promise<Server> =>
+  side.once('upstream', async () => {
+    const server = await peer.start(side.freshFolder())
+    side.owns(server)
+    return server
   })
+
+const bigBlob = (side: Side): Promise<string> =>
+  side.once('upstream blob', async () => (await pushBlobs(await upstream(side), REPOSITORY, 1, GIB))[0] ?? '')
+
+/** Does something with a mirror that holds nothing, and removes it. */
+async function withMirror<T>(side: Side, of: Target, work: (mirror: Mirror) => Promise<T>): Promise<T> {
+  const { startMirror } = side.registry
+  if (startMirror === undefined) throw new Error(`${side.registry.name} is no mirror`)
+  const folder = side.freshFolder()
+  const mirror = await startMirror(folder, of)
+  try {
+    return await work(mirror)
+  } finally {
+    await mirror.stop()
+    rmSync(folder, { recursive: true, force: true })
+  }
 }
 
-type Images = Awaited<ReturnType<typeof bothImages>>
+/** A mirror, and what the names of its repositories begin with. */
+export interface Mirror extends Server {
+  readonly prefix: string
+}
 
-function hitRow(id: string, title: string, connections: number, what: (layer: string) => string): Row {
-  const turns = async (
-    { mirror, local, remoteLayer, localLayer }: Images,
-    count: number,
-    limit: number,
-  ): Promise<Sample> => {
+const urlOf = ({ target }: { readonly target: Target }, path: string) =>
+  `http://${target.host}:${target.port}${path}`
+
+/** Seconds that a number of clients need for one blob, each on its own connection. */
+async function pull(target: Target, path: string, clients: number, limit: number): Promise<number> {
+  const job = { kind: 'pull', target, paths: [path], connections: clients, requests: clients } as const
+  return (await runJob(job, limit)).seconds
+}
+
+/** What a hit costs more than a pull of what was pushed to the same server. */
+function hitRow(
+  id: string,
+  title: string,
+  connections: number,
+  seconds: number,
+  what: 'blob' | 'manifest',
+): Row {
+  const prepared = (side: Side) =>
+    side.once('warm mirror', async () => {
+      const source = await upstream(side)
+      const layer = await seedImage(source.target, REPOSITORY)
+      const { startMirror } = side.registry
+      if (startMirror === undefined) throw new Error(`${side.registry.name} is no mirror`)
+      const mirror = await startMirror(side.freshFolder(), source.target)
+      side.owns(mirror)
+      const own = await seedImage(mirror.target, REPOSITORY)
+      const hits = { manifest: 'manifests/latest', blob: `blobs/${layer}` }
+      for (const path of Object.values(hits)) {
+        await pull(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/${path}`, 1, PREPARE_LIMIT_SECONDS)
+      }
+      return { mirror, hits, locals: { manifest: 'manifests/latest', blob: `blobs/${own}` } }
+    })
+  const turns = async (side: Side, count: number, limit: number): Promise<Sample> => {
+    const { mirror, hits, locals } = await prepared(side)
+    const hit = `/v2/${mirror.prefix}${REPOSITORY}/${hits[what]}`
+    const local = `/v2/${REPOSITORY}/${locals[what]}`
     const job = { connections, threads: 1, seconds: 1, accept: MANIFEST_TYPE }
     const rates = { hit: 0, local: 0 }
-    const hit = async () => {
-      const path = `/v2/${mirror.prefix}${REPOSITORY}/${what(remoteLayer)}`
-      rates.hit += (await runWrk({ ...job, url: urlOf(mirror, path) }, limit)) / count
-    }
-    const ownPull = async () => {
-      const path = `/v2/${REPOSITORY}/${what(localLayer)}`
-      rates.local += (await runWrk({ ...job, url: urlOf(local, path) }, limit)) / count
-    }
     const load = async () => {
       for (let n = 0; n < count; n += 1) {
-        for (const turn of n % 2 === 0 ? [hit, ownPull] : [ownPull, hit]) await turn()
+        for (const kind of n % 2 === 0 ? (['hit', 'local'] as const) : (['local', 'hit'] as const)) {
+          const url = urlOf(mirror, kind === 'hit' ? hit : local)
+          rates[kind] += (await runWrk({ ...job, url }, limit)) / count
+        }
       }
     }
-    const servers = mirror === local ? [mirror] : [mirror, local]
-    const { cores } = await observe(servers, load, () => 2 * count)
-    const note = `the last: ${rates.hit.toFixed(0)} req/s of hits, ${rates.local.toFixed(0)} of local pulls`
+    const { cores } = await observe(mirror, load, () => 2 * count)
+    const note = `the last: ${rates.hit.toFixed(0)} req/s from the mirror, ${rates.local.toFixed(0)} of its own`
     return { value: rates.hit / rates.local, cores, note }
   }
   return {
@@ -72,103 +107,86 @@ function hitRow(id: string, title: string, connections: number, what: (layer: st
     better: 'higher',
     goal: { kind: 'at-least', value: 0.95 },
     repetitions: 3,
+    ofOursAlone: true,
     disk: 0.1,
-    async prepare(side) {
-      await turns(await bothImages(side), 1, LIMIT_SECONDS)
+    prepare: async (side) => {
+      await turns(side, 1, PREPARE_LIMIT_SECONDS)
     },
-    sample: async (side, limit) => turns(await bothImages(side), HIT_TURNS, limit),
+    sample: (side, limit) => turns(side, Math.ceil(seconds / 2), limit),
   }
 }
 
-/** One blob that the mirror has not got yet. */
-async function newBlob({ upstream }: Mirrored, size: number): Promise<string> {
-  const [digest = ''] = await pushBlobs(upstream, REPOSITORY, 1, size)
-  await settle(upstream.folder)
-  return digest
+const coldRow: Row = {
+  id: 'mirror-cold',
+  title: 'Cold pull of 1 GiB: through the mirror / from the upstream',
+  unit: '×',
+  better: 'higher',
+  goal: { kind: 'at-least', value: 0.8 },
+  repetitions: 3,
+  disk: 2,
+  async prepare(side) {
+    await bigBlob(side)
+  },
+  async sample(side, limit) {
+    const source = await upstream(side)
+    const blob = await bigBlob(side)
+    const direct = await pull(source.target, `/v2/${REPOSITORY}/blobs/${blob}`, 1, limit)
+    return withMirror(side, source.target, async (mirror) => {
+      await settle(mirror.folder)
+      const path = `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blob}`
+      const { result, cores } = await observe(
+        [source, mirror],
+        () => pull(mirror.target, path, 1, limit),
+        (seconds) => seconds,
+      )
+      const note = `the last: ${direct.toFixed(2)} s from the upstream, ${result.toFixed(2)} s through the mirror`
+      return { value: direct / result, cores, note }
+    })
+  },
 }
 
-function pull(
-  target: Target,
-  prefix: string,
-  digest: string,
-  clients: number,
-  limit: number,
-): Promise<JobResult> {
-  const paths = [`/v2/${prefix}${REPOSITORY}/blobs/${digest}`]
-  return runJob(
-    { kind: 'pull', target, paths, connections: clients, requests: clients, seconds: CROWD_SECONDS },
-    limit,
-  )
+/** Milliseconds until the first byte of a blob has come. */
+function firstByte(target: Target, path: string): Promise<number> {
+  const begin = performance.now()
+  return new Promise((resolve, reject) => {
+    get(urlOf({ target }, path), { agent: false }, (answer) => {
+      if (answer.statusCode !== 200) reject(new Error(`the answer has status ${answer.statusCode}`))
+      answer.once('data', () => {
+        resolve(performance.now() - begin)
+        answer.resume()
+      })
+      answer.on('error', reject)
+    }).on('error', reject)
+  })
 }
 
-/** What a cold pull is to a pull from the upstream: its rate, and how much later its first byte comes. */
-interface Cold {
-  readonly rate: Sample
-  readonly delay: Sample
+const firstByteRow: Row = {
+  id: 'mirror-first-byte',
+  title: 'First byte of a cold blob of 8 MiB: later than from the upstream',
+  unit: 'ms',
+  better: 'lower',
+  goal: { kind: 'at-most', value: 20 },
+  repetitions: 3,
+  disk: 0.2,
+  async sample(side) {
+    const source = await upstream(side)
+    const blobs = await side.once('small upstream blobs', () => pushBlobs(source, REPOSITORY, 9, 8 * MIB))
+    return withMirror(side, source.target, async (mirror) => {
+      const later: number[] = []
+      await firstByte(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blobs[0]}`)
+      for (const blob of blobs.slice(1)) {
+        const direct = await firstByte(source.target, `/v2/${REPOSITORY}/blobs/${blob}`)
+        later.push(
+          (await firstByte(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blob}`)) - direct,
+        )
+      }
+      return { value: median(later) }
+    })
+  },
 }
 
-async function cold(side: Side, limit: number): Promise<Cold> {
-  const mirrored = await open(side)
-  const digest = await newBlob(mirrored, COLD_SIZE)
-  const direct = await pull(mirrored.upstream.target, '', digest, 1, limit)
-  const { mirror } = mirrored
-  const load = () => pull(mirror.target, mirror.prefix, digest, 1, limit)
-  const { result, cores } = await observe(mirror, load, ({ seconds }) => seconds)
-  const rates = [result, direct].map(({ bytes, seconds }) => (bytes / MIB / seconds).toFixed(0))
-  const first = [result, direct].map(({ firstByteMs = Number.NaN }) => firstByteMs)
-  const note = `the last: ${rates.join(' MiB/s cold, ')} MiB/s from the upstream; first byte after ${first.map((ms) => ms.toFixed(1)).join(' and ')} ms`
-  return {
-    rate: { value: direct.seconds / result.seconds, cores, note },
-    delay: { value: (first[0] ?? Number.NaN) - (first[1] ?? Number.NaN), cores, note },
-  }
-}
-
-/** Two rows about the same pulls: each sample of the second is one of the first's, where that ran. */
-function coldRows(): Row[] {
-  const taken = new WeakMap<Side, Cold[]>()
-  const shared = { repetitions: 2, disk: 8, better: 'higher' } as const
-  const rate: Row = {
-    ...shared,
-    id: 'mirror-cold',
-    title: 'Cold pull of 1 GiB: mirror / upstream itself',
-    unit: '×',
-    goal: { kind: 'at-least', value: 0.8 },
-    async sample(side, limit) {
-      const figures = await cold(side, limit)
-      taken.set(side, [...(taken.get(side) ?? []), figures])
-      return figures.rate
-    },
-  }
-  const delay: Row = {
-    ...shared,
-    id: 'mirror-first',
-    title: 'First byte of a cold pull: after the upstream’s',
-    unit: 'ms',
-    better: 'lower',
-    goal: { kind: 'at-most', value: 20 },
-    sample: async (side, limit) => (taken.get(side)?.shift() ?? (await cold(side, limit))).delay,
-  }
-  return [rate, delay]
-}
-
-/** Many clients and one, each with a blob that is nowhere but at the upstream. */
-async function crowd(side: Side, limit: number): Promise<{ time: Sample; bytes: Sample }> {
-  const mirrored = await slow(side)
-  const { mirror, line } = mirrored
-  const alone = await pull(mirror.target, mirror.prefix, await newBlob(mirrored, SHARED_SIZE), 1, limit)
-  const digest = await newBlob(mirrored, SHARED_SIZE)
-  const before = line?.received() ?? Number.NaN
-  const load = () => pull(mirror.target, mirror.prefix, digest, CLIENTS, limit)
-  const { result, cores } = await observe(mirror, load, ({ seconds }) => seconds)
-  const share = ((line?.received() ?? Number.NaN) - before) / SHARED_SIZE
-  const note = `${result.done} of ${CLIENTS} served after ${result.seconds.toFixed(1)} s, one alone after ${alone.seconds.toFixed(1)} s`
-  return {
-    time: { value: result.seconds / alone.seconds, cores, note },
-    bytes: { value: Math.round(share * 100) / 100, cores, note },
-  }
-}
-
-function crowdRow(id: string, title: string, goal: number, pick: 'time' | 'bytes'): Row {
+/** Two rows of one load: how much longer all need than one alone, and what the upstream sent for them. */
+function herdRow(id: string, title: string, pick: (herd: Herd) => number, goal: number): Row {
   return {
     id,
     title,
@@ -176,21 +194,62 @@ function crowdRow(id: string, title: string, goal: number, pick: 'time' | 'bytes
     better: 'lower',
     goal: { kind: 'at-most', value: goal },
     repetitions: 1,
-    disk: 1,
-    // Both figures come from one crowd.
-    sample: async (side, limit) => (await side.once('crowd', () => crowd(side, limit)))[pick],
+    oursOnly: true,
+    disk: 0.5,
+    async sample(side, limit) {
+      const herd = await side.once('herd', () => runHerd(side, limit))
+      const note = `${HERD} clients ${herd.all.toFixed(1)} s, one ${herd.one.toFixed(1)} s, over a line of ${LINE_BYTES / MIB} MiB/s`
+      return { value: pick(herd), note }
+    },
   }
 }
 
-/** The rows about the mirror. */
-export function makeMirrorRows(): readonly Row[] {
-  const clients = `${CLIENTS} clients on one cold blob of 100 MiB`
+interface Herd {
+  /** Seconds. */
+  readonly one: number
+  readonly all: number
+  /** Bytes that the upstream sent for all. */
+  readonly bytes: number
+}
+
+async function runHerd(side: Side, limit: number): Promise<Herd> {
+  const source = await upstream(side)
+  const [blob] = await pushBlobs(source, REPOSITORY, 1, HERD_BLOB)
+  const measure = async (clients: number) => {
+    const line = new SlowLine(source.target, LINE_BYTES)
+    try {
+      return await withMirror(side, await line.open(), async (mirror) => {
+        const path = `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blob}`
+        const before = line.bytes
+        return { seconds: await pull(mirror.target, path, clients, limit), bytes: line.bytes - before }
+      })
+    } finally {
+      line.close()
+    }
+  }
+  const { seconds: one } = await measure(1)
+  const { seconds: all, bytes } = await measure(HERD)
+  return { one, all, bytes }
+}
+
+/** What mirrors are measured by. @param seconds length of each reading sample */
+export function makeMirrorRows(seconds: number): readonly Row[] {
   return [
-    hitRow('mirror-manifest', 'GET manifest by tag: hit / local', 64, () => 'manifests/latest'),
-    hitRow('mirror-blob', 'GET blob of 1 MiB: hit / local', 32, (layer) => `blobs/${layer}`),
-    ...coldRows(),
-    crowdRow('mirror-crowd', `${clients}: last one / one alone`, 1.5, 'time'),
-    // A little more than once: heads of answers come over the line, too.
-    crowdRow('mirror-bytes', `${clients}: bytes from upstream / its size`, 1.01, 'bytes'),
+    hitRow('mirror-manifest', 'GET manifest by tag: from the mirror / local', 64, seconds, 'manifest'),
+    hitRow('mirror-blob', 'GET blob of 1 MiB: from the mirror / local', 32, seconds, 'blob'),
+    coldRow,
+    firstByteRow,
+    herdRow(
+      'herd-time',
+      `${HERD} clients of one cold blob of 100 MiB: time of all / of one`,
+      (herd) => herd.all / herd.one,
+      1.5,
+    ),
+    herdRow(
+      'herd-bytes',
+      'The same: bytes from the upstream / of the blob',
+      (herd) => herd.bytes / HERD_BLOB,
+      1.01,
+    ),
   ]
 }

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { makeImages } from './image.js'
-import { tagName } from './jobs.js'
+import { type Target, tagName } from './jobs.js'
 import { digestOf } from './payload.js'
 import { freePort, type Registry, type Server, startServer } from './server.js'
 
@@ -19,7 +19,7 @@ export function peerVersion(): string {
 }
 
 // "error" is the quietest level it has.
-function configuration(folder: string, port: number, more = ''): string {
+function configuration(folder: string, port: number, upstream?: Target): string {
   return `version: 0.1
 log:
   level: error
@@ -40,14 +40,14 @@ http:
   secret: benchmark
   http2:
     disabled: true
-${more}`
+${upstream ? `proxy:\n  remoteurl: http://${upstream.host}:${upstream.port}\n` : ''}`
 }
 
-async function start(folder: string, more?: string): Promise<Server> {
+async function start(folder: string, upstream?: Target): Promise<Server> {
   mkdirSync(folder, { recursive: true })
   const port = await freePort()
   const file = join(folder, 'config.yml')
-  writeFileSync(file, configuration(join(folder, 'data'), port, more))
+  writeFileSync(file, configuration(join(folder, 'data'), port, upstream))
   return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
 }
 
@@ -57,10 +57,7 @@ export const peer: Registry = {
 
   start: (folder) => start(folder),
 
-  async startMirror(folder, { host, port }) {
-    const server = await start(folder, `proxy:\n  remoteurl: http://${host}:${port}\n`)
-    return { ...server, prefix: '', takesPushes: false }
-  },
+  startMirror: async (folder, upstream) => ({ ...(await start(folder, upstream)), prefix: '' }),
 
   // Pushing 100,000 tags one by one takes it minutes, so the folders and links it would make are made directly.
   async seedTags(server: Server, repository: string, count: number) {

@@ -371,7 +371,7 @@ export function makeRows({ seconds, memorySeconds, bigPushes }: RowOptions): rea
     pagesRow,
     readyRow,
     ...makeAccessRows(seconds),
-    ...makeMirrorRows(),
+    ...makeMirrorRows(seconds),
     memoryPullRow('memory-pull', 'Peak memory, 64 pulls of 32 MiB at once', 8, small, false, memorySeconds),
     memoryPushRow('memory-push', 'Peak memory, 32 pushes of 32 MiB at once', 32, 64, small, false),
     memoryPullRow('memory-pull-big', 'Peak memory, 64 pulls of 1 GiB at once', 1, GIB, true, memorySeconds),

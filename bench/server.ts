@@ -38,14 +38,6 @@ export interface GuardedOptions {
   readonly onOneCore?: boolean
 }
 
-/** A server that fetches from an upstream what it has not got. */
-export interface MirrorServer extends Server {
-  /** What stands before the upstream's names. */
-  readonly prefix: string
-  /** Whether it takes pushes, too: then a hit can be compared with what was pushed to the same server. */
-  readonly takesPushes: boolean
-}
-
 /** A make of registry: how it is started, and how a repository gets very many tags fast. */
 export interface Registry {
   readonly name: string
@@ -53,8 +45,8 @@ export interface Registry {
   start(folder: string): Promise<Server>
   /** The same with users and tokens of its own, where it has any. */
   startGuarded?(folder: string, options: GuardedOptions): Promise<GuardedServer>
-  /** The same as a mirror of the upstream, on a folder of its own. */
-  startMirror(folder: string, upstream: Target): Promise<MirrorServer>
+  /** Starts a mirror of an upstream; the names of its repositories begin with `prefix`. */
+  startMirror?(folder: string, upstream: Target): Promise<Server & { readonly prefix: string }>
   /** Gives one image of the repository `count` tags, named by `tagName`. */
   seedTags(server: Server, repository: string, count: number): Promise<void>
 }

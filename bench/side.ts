@@ -3,12 +3,10 @@ import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { JobResult, Target } from './jobs.js'
-import { type Line, openLine } from './line.js'
 import { runJob } from './load.js'
 import { cpuOf, machineCpu, ownCpu, processTree } from './measure.js'
 import { MIB } from './payload.js'
-import { peer } from './peer.js'
-import type { GuardedServer, MirrorServer, Registry, Server } from './server.js'
+import type { GuardedServer, Registry, Server } from './server.js'
 
 const run = promisify(execFile)
 const PREPARE_LIMIT_SECONDS = 60
@@ -27,13 +25,6 @@ export interface Observed<T> {
   readonly cores: Cores
 }
 
-/** A mirror with what lies behind it. */
-export interface Mirrored {
-  readonly upstream: Server
-  readonly line: Line | undefined
-  readonly mirror: MirrorServer
-}
-
 /**
  * One of the two that are compared: a registry with a long-lived server that most rows share, and fresh servers for
  * the rows that need one to themselves.
@@ -42,8 +33,7 @@ export class Side {
   readonly registry: Registry
   readonly #folder: string
   readonly #prepared = new Map<string, Promise<unknown>>()
-  readonly #others: Server[] = []
-  readonly #lines: Line[] = []
+  readonly #owned: Server[] = []
   #fresh = 0
 
   constructor(registry: Registry, folder: string) {
@@ -61,28 +51,14 @@ export class Side {
     return this.once(`guarded ${name}`, async () => {
       if (this.registry.startGuarded === undefined) throw new Error(`${this.registry.name} has no users`)
       const server = await this.registry.startGuarded(join(this.#folder, name), { onOneCore })
-      this.#others.push(server)
+      this.owns(server)
       return server
     })
   }
 
-  /**
-   * A mirror of a docker-registry, both started when first asked for by this name, with a line between them of so
-   * many bytes a second; `Infinity` for none.
-   */
-  mirrored(name: string, bytesPerSecond: number): Promise<Mirrored> {
-    return this.once(`mirror ${name}`, async () => {
-      const upstream = await peer.start(join(this.#folder, `${name}-upstream`))
-      this.#others.push(upstream)
-      const line = Number.isFinite(bytesPerSecond)
-        ? await openLine(upstream.target, bytesPerSecond)
-        : undefined
-      if (line !== undefined) this.#lines.push(line)
-      const folder = join(this.#folder, `${name}-mirror`)
-      const mirror = await this.registry.startMirror(folder, (line ?? upstream).target)
-      this.#others.push(mirror)
-      return { upstream, line, mirror }
-    })
+  /** Stops this server, too, at the end. */
+  owns(server: Server): void {
+    this.#owned.push(server)
   }
 
   /** Does a preparation the first time it is asked for by this name, and gives the same answer ever after. */
@@ -104,8 +80,7 @@ export class Side {
   async end(): Promise<void> {
     const server = await this.#prepared.get('server')?.catch(() => undefined)
     await (server as Server | undefined)?.stop()
-    for (const line of this.#lines) await line.close()
-    for (const other of this.#others.reverse()) await other.stop()
+    for (const owned of this.#owned) await owned.stop()
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }

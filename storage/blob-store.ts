@@ -26,6 +26,8 @@ export interface AppendOptions {
    * soon as they come, in place of the fewest writes.
    */
   readonly onProgress?: (size: number) => void
+  /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
+  readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }
 
 /** The bytes of an upload, while they come in and when it has become a blob. */

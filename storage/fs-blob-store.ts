@@ -127,9 +127,12 @@ class FsBlobStore implements BlobStore {
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
       const pumped = await this.#pump(body, file, options, { hash, writeBack })
+      const digest = hash === undefined ? undefined : digestSoFar(hash, options.algorithm)
+      if (pumped.failure === undefined) options.onWritten?.({ size: pumped.position, digest })
       await this.#finishSync(uploadId, writeBack)
       await entry
-      return this.#appended(uploadId, options, pumped, hash)
+      if (hash !== undefined && digest !== undefined) this.#keepHash(uploadId, { digest, hash })
+      return { size: pumped.position, digest, failure: pumped.failure }
     } catch (error) {
       // A full disk gets its room back. When even that fails, the next append drops what is beyond its offset.
       await file.truncate(options.offset).catch(() => undefined)
@@ -172,19 +175,6 @@ class FsBlobStore implements BlobStore {
     })
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped
-  }
-
-  #appended(
-    uploadId: string,
-    options: AppendOptions,
-    pumped: { position: number; failure: Error | undefined },
-    hash: Hash | undefined,
-  ): AppendResult {
-    const { position: size, failure } = pumped
-    if (hash === undefined) return { size, digest: undefined, failure }
-    const digest = digestSoFar(hash, options.algorithm)
-    this.#keepHash(uploadId, { digest, hash })
-    return { size, digest, failure }
   }
 
   /** Opens an upload's file at exactly `offset` bytes; makes it when the upload is empty. */

@@ -21,7 +21,7 @@ export class FillReader implements OpenBlob {
    * @throws what ended the fill
    */
   async ready(end: number): Promise<void> {
-    if (end < this.size - 1 || this.size === 0) await this.#fill.stored()
+    if (end < this.size - 1 || this.size === 0) await this.#fill.right()
     else await this.#fill.reached(0)
   }
 

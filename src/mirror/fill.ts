@@ -22,6 +22,13 @@ const looksPerCheck = 10
 /** Times that a transfer which was cut off is taken up again without having got any further. */
 const mostFruitless = 3
 
+/**
+ * Readers that hear of every write. A crowd hears of several at once, in milliseconds: each write would cost a read
+ * and a write for every one of them.
+ */
+const fewReaders = 4
+const crowdInterval = 40
+
 /** Bytes that are not shown to anybody before the whole blob has been found right: no wrong blob is ever complete. */
 const heldBack = 1
 
@@ -59,8 +66,11 @@ export class Fill {
   readonly #context: FillContext
   readonly #abort = new AbortController()
   readonly #waiting = new Set<() => void>()
+  #telling: NodeJS.Timeout | undefined
   #size: number | undefined
   #stored = 0
+  /** Whether all bytes have come and have the digest: from then on they may be shown, durable or not. */
+  #isRight = false
   #outcome: { readonly error: Error | undefined } | undefined
   /** Resolves when it has ended, well or not. */
   readonly ended: Promise<void>
@@ -86,6 +96,12 @@ export class Fill {
     if (this.#outcome?.error !== undefined) throw this.#outcome.error
   }
 
+  /** Resolves when the bytes have been found right. @throws what ended the fill */
+  async right(): Promise<void> {
+    while (!this.#isRight && this.#outcome === undefined) await this.#change()
+    if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
+  }
+
   /**
    * Waits until more than `position` bytes may be shown.
    * @returns how many may be shown
@@ -93,7 +109,7 @@ export class Fill {
    */
   async reached(position: number): Promise<number> {
     for (;;) {
-      if (this.#outcome?.error !== undefined) throw this.#outcome.error
+      if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
       const shown = this.#shown()
       if (shown > position || this.#outcome !== undefined) return shown
       await this.#change()
@@ -102,7 +118,8 @@ export class Fill {
 
   #shown(): number {
     if (this.#outcome !== undefined) return this.#size ?? this.#stored
-    return this.#size === undefined ? 0 : Math.min(this.#stored, this.#size - heldBack)
+    if (this.#size === undefined) return 0
+    return this.#isRight ? this.#size : Math.min(this.#stored, this.#size - heldBack)
   }
 
   /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
@@ -123,6 +140,8 @@ export class Fill {
   }
 
   #tell(): void {
+    clearTimeout(this.#telling)
+    this.#telling = undefined
     const waiting = [...this.#waiting]
     this.#waiting.clear()
     for (const resolve of waiting) resolve()
@@ -136,6 +155,12 @@ export class Fill {
   #learnStored(stored: number): void {
     if (stored === this.#stored) return
     this.#stored = stored
+    if (this.#waiting.size <= fewReaders) this.#tell()
+    else this.#telling ??= setTimeout(() => this.#tell(), crowdInterval)
+  }
+
+  #learnRight(): void {
+    this.#isRight = true
     this.#tell()
   }
 
@@ -207,8 +232,9 @@ export class Fill {
       const source = await this.#open(upload.offset)
       const offset = source.offset
       if (source.size !== undefined) {
-        await mirrors.noteFillSize(id, holder, source.size)
         this.#learnSize(source.size)
+        // For those who follow; the bytes need not wait for it.
+        mirrors.noteFillSize(id, holder, source.size).catch(() => undefined)
       }
       this.#learnStored(offset)
       const appended = await blobs.append(id, source.body, {
@@ -217,6 +243,9 @@ export class Fill {
         limit: source.size ?? this.#context.maxBlobSize,
         algorithm: upload.algorithm,
         onProgress: (stored) => this.#learnStored(stored),
+        onWritten: ({ size, digest }) => {
+          if (digest === this.#task.digest && size === source.size) this.#learnRight()
+        },
       })
       this.#context.onFetched(appended.size - offset)
       const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
