@@ -16,7 +16,7 @@ const GIB = 1024 * MIB
 const PREPARE_LIMIT_SECONDS = 60
 
 /** What an upstream far away sends in a second. */
-const LINE_BYTES = 10 * MIB
+const LINE_BYTES = 5 * MIB
 const HERD = 200
 const HERD_BLOB = 100 * MIB
 
@@ -194,6 +194,7 @@ function herdRow(id: string, title: string, pick: (herd: Herd) => number, goal: 
     better: 'lower',
     goal: { kind: 'at-most', value: goal },
     repetitions: 1,
+    oursOnly: true,
     disk: 0.5,
     async sample(side, limit) {
       const herd = await side.once('herd', () => runHerd(side, limit))

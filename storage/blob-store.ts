@@ -26,6 +26,8 @@ export interface AppendOptions {
    * soon as they come, in place of the fewest writes.
    */
   readonly onProgress?: (size: number) => void
+  /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
+  readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }
 
 /** The bytes of an upload, while they come in and when it has become a blob. */
@@ -91,7 +93,7 @@ export interface BlobStore {
   commit(uploadId: string, digest: Digest, size: number): Promise<void>
   /** Opens an upload for reading, also while it is written; undefined when it has no bytes yet. */
   openUpload(uploadId: string): Promise<UploadReader | undefined>
-  /** Forgets an upload's bytes; nothing happens when there are none. */
+  /** Forgets an upload's bytes, also for who has it open; nothing happens when there are none. */
   discard(uploadId: string): Promise<void>
   /** Uploads that hold bytes. */
   listUploads(): Promise<string[]>

@@ -1,6 +1,16 @@
 import { createHash, type Hash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import {
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  stat,
+  truncate,
+  unlink,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { type Algorithm, algorithmOf, type Digest, digestSoFar } from '../src/oci/digest.js'
@@ -20,6 +30,7 @@ import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
 import { examineFile, quarantineFile } from './fs-blob-check.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { inParallel } from './in-parallel.js'
 import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
@@ -29,9 +40,6 @@ const mostHashes = 1000
 
 /** Bytes read at once when an upload is hashed from its file. */
 const hashBufferSize = 1024 * 1024
-
-/** Files that are removed, or folders that are synced, at once. */
-const removedAtOnce = 4
 
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
@@ -87,9 +95,12 @@ class FsBlobStore implements BlobStore {
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
       const pumped = await this.#pump(body, file, options, { hash, writeBack })
+      const digest = hash === undefined ? undefined : digestSoFar(hash, options.algorithm)
+      if (pumped.failure === undefined) options.onWritten?.({ size: pumped.position, digest })
       await this.#finishSync(uploadId, writeBack)
       await entry
-      return this.#appended(uploadId, options, pumped, hash)
+      if (hash !== undefined && digest !== undefined) this.#keepHash(uploadId, { digest, hash })
+      return { size: pumped.position, digest, failure: pumped.failure }
     } catch (error) {
       // A full disk gets its room back. When even that fails, the next append drops what is beyond its offset.
       await file.truncate(options.offset).catch(() => undefined)
@@ -132,19 +143,6 @@ class FsBlobStore implements BlobStore {
     })
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped
-  }
-
-  #appended(
-    uploadId: string,
-    options: AppendOptions,
-    pumped: { position: number; failure: Error | undefined },
-    hash: Hash | undefined,
-  ): AppendResult {
-    const { position: size, failure } = pumped
-    if (hash === undefined) return { size, digest: undefined, failure }
-    const digest = digestSoFar(hash, options.algorithm)
-    this.#keepHash(uploadId, { digest, hash })
-    return { size, digest, failure }
   }
 
   /** Opens an upload's file at exactly `offset` bytes; makes it when the upload is empty. */
@@ -212,7 +210,10 @@ class FsBlobStore implements BlobStore {
 
   async discard(uploadId: string): Promise<void> {
     this.#hashes.delete(uploadId)
-    await removeFile(this.#layout.upload(uploadId))
+    const path = this.#layout.upload(uploadId)
+    // Who has it open must not take it for whole. What hinders this hinders the removal, which says so.
+    await truncate(path, 0).catch(() => undefined)
+    await removeFile(path)
   }
 
   async listUploads(): Promise<string[]> {
@@ -331,17 +332,6 @@ async function cutOff(path: string, size: number): Promise<void> {
   } finally {
     await file.close()
   }
-}
-
-/** Runs a task for each item, some at a time. @throws what the first failing task threw, when all have ended */
-async function inParallel<Item>(items: readonly Item[], task: (item: Item) => Promise<void>): Promise<void> {
-  const rest = items.values()
-  const lane = async () => {
-    for (const item of rest) await task(item)
-  }
-  const lanes = await Promise.allSettled(Array.from({ length: removedAtOnce }, lane))
-  const failed = lanes.find((result) => result.status === 'rejected')
-  if (failed !== undefined) throw failed.reason
 }
 
 async function removeFile(path: string): Promise<void> {

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { BlobStore, Copier, UploadReader } from '../../storage/blob-store.js'
 import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
@@ -21,6 +22,13 @@ const looksPerCheck = 10
 
 /** Times that a transfer which was cut off is taken up again without having got any further. */
 const mostFruitless = 3
+
+/**
+ * Readers that hear of every write. A crowd hears of several at once, in milliseconds: each write would cost a read
+ * and a write for every one of them.
+ */
+const fewReaders = 4
+const crowdInterval = 40
 
 /** Bytes that are not shown to anybody before the whole blob has been found right: no wrong blob is ever complete. */
 const heldBack = 1
@@ -59,8 +67,11 @@ export class Fill {
   readonly #context: FillContext
   readonly #abort = new AbortController()
   readonly #waiting = new Set<() => void>()
+  #telling: NodeJS.Timeout | undefined
   #size: number | undefined
   #stored = 0
+  /** Whether all bytes have come and have the digest: from then on they may be shown, durable or not. */
+  #isRight = false
   #outcome: { readonly error: Error | undefined } | undefined
   /** Resolves when it has ended, well or not. */
   readonly ended: Promise<void>
@@ -86,6 +97,12 @@ export class Fill {
     if (this.#outcome?.error !== undefined) throw this.#outcome.error
   }
 
+  /** Resolves when the bytes have been found right. @throws what ended the fill */
+  async right(): Promise<void> {
+    while (!this.#isRight && this.#outcome === undefined) await this.#change()
+    if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
+  }
+
   /**
    * Waits until more than `position` bytes may be shown.
    * @returns how many may be shown
@@ -93,7 +110,7 @@ export class Fill {
    */
   async reached(position: number): Promise<number> {
     for (;;) {
-      if (this.#outcome?.error !== undefined) throw this.#outcome.error
+      if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
       const shown = this.#shown()
       if (shown > position || this.#outcome !== undefined) return shown
       await this.#change()
@@ -102,7 +119,8 @@ export class Fill {
 
   #shown(): number {
     if (this.#outcome !== undefined) return this.#size ?? this.#stored
-    return this.#size === undefined ? 0 : Math.min(this.#stored, this.#size - heldBack)
+    if (this.#size === undefined) return 0
+    return this.#isRight ? this.#size : Math.min(this.#stored, this.#size - heldBack)
   }
 
   /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
@@ -123,12 +141,16 @@ export class Fill {
   }
 
   #tell(): void {
+    clearTimeout(this.#telling)
+    this.#telling = undefined
     const waiting = [...this.#waiting]
     this.#waiting.clear()
     for (const resolve of waiting) resolve()
   }
 
+  /** @throws UpstreamError when clients were told another size: what they got would look complete and be wrong */
   #learnSize(size: number): void {
+    if (this.#size !== undefined && this.#size !== size) throw this.#wrong('named two sizes')
     this.#size = size
     this.#tell()
   }
@@ -136,6 +158,12 @@ export class Fill {
   #learnStored(stored: number): void {
     if (stored === this.#stored) return
     this.#stored = stored
+    if (this.#waiting.size <= fewReaders) this.#tell()
+    else this.#telling ??= setTimeout(() => this.#tell(), crowdInterval)
+  }
+
+  #learnRight(): void {
+    this.#isRight = true
     this.#tell()
   }
 
@@ -201,35 +229,69 @@ export class Fill {
 
   /** Fetches with the turn in hand. A transfer that was cut off leaves what came of it, and says why. */
   async #lead(upload: Upload, holder: string): Promise<'done' | { gained: number; failure: Error }> {
-    const { blobs, metadata, mirrors } = this.#context
+    const { metadata } = this.#context
     const { id } = this.#task
+    let offset = 0
     try {
-      const source = await this.#open(upload.offset)
-      const offset = source.offset
-      if (source.size !== undefined) {
-        await mirrors.noteFillSize(id, holder, source.size)
-        this.#learnSize(source.size)
-      }
+      offset = await this.#kept()
       this.#learnStored(offset)
-      const appended = await blobs.append(id, source.body, {
-        offset,
-        digest: offset === 0 ? undefined : upload.digest,
-        limit: source.size ?? this.#context.maxBlobSize,
-        algorithm: upload.algorithm,
-        onProgress: (stored) => this.#learnStored(stored),
-      })
-      this.#context.onFetched(appended.size - offset)
-      const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
+      if (offset > 0 && offset === (await this.#context.mirrors.findFill(id))?.size) {
+        await this.#finish({ size: offset, digest: undefined }, holder, true)
+        return 'done'
+      }
+      const { appended, failure } = await this.#append(upload, holder, offset)
       if (failure === undefined) {
         await this.#finish(appended, holder, offset > 0)
         return 'done'
       }
       const progress = { offset: appended.size, digest: appended.digest }
       await metadata.saveProgress(id, holder, progress, Date.now())
-      return { gained: appended.size - upload.offset, failure }
+      return { gained: appended.size - offset, failure }
     } catch (error) {
-      await this.#giveBack(holder, error, upload.offset === 0)
+      await this.#giveBack(holder, error, offset === 0)
       throw error instanceof RegistryError && error.kind === 'BLOB_TOO_LARGE' ? this.#tooLong() : error
+    }
+  }
+
+  /**
+   * Bytes that earlier tries have left, those of a worker that was killed included: all are hashed in the end.
+   * They are never written anew, since clients may have them.
+   */
+  async #kept(): Promise<number> {
+    const reader = await this.#context.blobs.openUpload(this.#task.id)
+    try {
+      return (await reader?.currentSize()) ?? 0
+    } finally {
+      await reader?.close()
+    }
+  }
+
+  async #append(upload: Upload, holder: string, offset: number) {
+    const { blobs, mirrors } = this.#context
+    const { id } = this.#task
+    const source = await this.#open(offset)
+    const body = source.offset < offset ? Readable.from(without(source.body, offset)) : source.body
+    try {
+      if (source.size !== undefined) {
+        this.#learnSize(source.size)
+        // For those who follow; the bytes need not wait for it.
+        mirrors.noteFillSize(id, holder, source.size).catch(() => undefined)
+      }
+      const appended = await blobs.append(id, body, {
+        offset,
+        digest: offset === upload.offset ? upload.digest : undefined,
+        limit: source.size ?? this.#context.maxBlobSize,
+        algorithm: upload.algorithm,
+        onProgress: (stored) => this.#learnStored(stored),
+        onWritten: ({ size, digest }) => {
+          if (digest === this.#task.digest && size === source.size) this.#learnRight()
+        },
+      })
+      this.#context.onFetched(appended.size - source.offset)
+      const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
+      return { appended, failure }
+    } finally {
+      source.body.destroy()
     }
   }
 
@@ -262,7 +324,7 @@ export class Fill {
     if (!(await metadata.finishUpload(id, holder, blob, Date.now()))) {
       throw new RegistryError('UNAVAILABLE', 'the blob could not be recorded')
     }
-    this.#size = appended.size
+    this.#learnSize(appended.size)
   }
 
   /** A transfer that may go on later keeps its bytes; wrong bytes go at once, and so does one that has none. */
@@ -273,7 +335,11 @@ export class Fill {
     const isLost = error instanceof RegistryError
     try {
       if (!isWrong && !isLost && !isEmpty) await metadata.releaseTurn(id, holder)
-      else if (await metadata.removeUpload(id, holder)) await blobs.discard(id)
+      else {
+        // With the turn still in hand: the next try must not find these bytes, nor lose its own.
+        await blobs.discard(id)
+        await metadata.removeUpload(id, holder)
+      }
     } catch {
       // The failure itself is the one to report. A turn that stays taken is given back at the next start.
     }
@@ -291,6 +357,16 @@ export class Fill {
 
   #cutOff(): UpstreamError {
     return new UpstreamError('unavailable', `${this.#task.mirror} cut off blob ${this.#task.digest}`)
+  }
+}
+
+/** The bytes of a body behind the first `count`: some upstreams know no ranges. */
+async function* without(body: AsyncIterable<Buffer>, count: number): AsyncGenerator<Buffer> {
+  let left = count
+  for await (const chunk of body) {
+    const rest = chunk.subarray(left)
+    left = Math.max(0, left - chunk.length)
+    if (rest.length > 0) yield rest
   }
 }
 

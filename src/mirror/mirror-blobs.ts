@@ -55,14 +55,18 @@ export class MirrorBlobs implements Blobs {
     const mirror = this.#options.mirrors.of(repository)
     if (mirror === undefined) return this.#local.openBlob(repository, digest)
     const size = await this.#metadata.findBlob(repository, digest)
-    if (size !== undefined) {
+    const stored = size === undefined ? undefined : await this.#openStored(mirror, repository, digest, size)
+    if (size !== undefined && stored !== undefined) {
       mirror.hit(size, digest)
-      return this.#local.openBlob(repository, digest)
+      return stored
     }
     await this.#refuseLocal(repository, digest)
     mirror.miss()
     return this.#ask(mirror, repository, digest, async () => {
-      if (await this.#link(mirror, repository, digest)) return this.#local.openBlob(repository, digest)
+      const isLost = size !== undefined
+      if (!isLost && (await this.#link(mirror, repository, digest))) {
+        return this.#local.openBlob(repository, digest)
+      }
       const fill = this.#fill(mirror, repository, digest)
       return new FillReader(fill, await fill.size())
     })
@@ -114,6 +118,23 @@ export class MirrorBlobs implements Blobs {
       if (!isSilent || !isPublic) throw error
     }
     return this.#options.context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
+  }
+
+  /** A blob that a repository links; undefined when its bytes are lost: then it is forgotten, and comes again. */
+  async #openStored(
+    mirror: Mirror,
+    repository: RepositoryName,
+    digest: Digest,
+    size: number,
+  ): Promise<OpenBlob | undefined> {
+    const { blobs, mirrors } = this.#options.context
+    try {
+      return await this.#local.openBlob(repository, digest)
+    } catch (error) {
+      if ((await blobs.stat(digest))?.size === size) throw error
+      await mirrors.evict(mirror.name, [digest])
+      return undefined
+    }
   }
 
   #fill(mirror: Mirror, repository: RepositoryName, digest: Digest): Fill {
