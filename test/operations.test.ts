@@ -217,5 +217,6 @@ everyReplyKeptTheRules(t)
 t.test('addresses are written as people know them, also where both kinds are listened on', async (t) => {
   const addressOf = (ip: string) => clientAddress({ ip, protocol: 'http', host: undefined })
   t.equal(addressOf('::ffff:192.0.2.7'), '192.0.2.7')
+  t.equal(clientAddress({ ip: undefined, protocol: 'http', host: undefined }), '', 'who has left has none')
   for (const ip of ['192.0.2.7', '::1', '2001:db8::7', '::ffff:c000:207']) t.equal(addressOf(ip), ip)
 })
