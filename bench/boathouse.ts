@@ -89,6 +89,14 @@ export function boathouse(options: BoathouseOptions): Registry {
       return { ...server, user: USER, basic, token: (name) => askToken(server, basic, name) }
     },
 
+    async startMirror(folder, upstream) {
+      const port = await freePort()
+      const mirrors = [{ name: 'upstream', url: `http://${upstream.host}:${upstream.port}` }]
+      const env = { ...cleanEnvironment(options.workers), BOATHOUSE_MIRRORS: JSON.stringify(mirrors) }
+      const server = await startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
+      return { ...server, prefix: 'upstream/' }
+    },
+
     async seedTags({ target }: Server, repository: string, count: number) {
       const perRequest = 100
       const job = { kind: 'tags', target, repository, source: 'source', count, perRequest } as const

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { makeImages } from './image.js'
-import { tagName } from './jobs.js'
+import { type Target, tagName } from './jobs.js'
 import { digestOf } from './payload.js'
 import { freePort, type Registry, type Server, startServer } from './server.js'
 
@@ -19,7 +19,7 @@ export function peerVersion(): string {
 }
 
 // "error" is the quietest level it has.
-function configuration(folder: string, port: number): string {
+function configuration(folder: string, port: number, upstream?: Target): string {
   return `version: 0.1
 log:
   level: error
@@ -40,20 +40,24 @@ http:
   secret: benchmark
   http2:
     disabled: true
-`
+${upstream ? `proxy:\n  remoteurl: http://${upstream.host}:${upstream.port}\n` : ''}`
+}
+
+async function start(folder: string, upstream?: Target): Promise<Server> {
+  mkdirSync(folder, { recursive: true })
+  const port = await freePort()
+  const file = join(folder, 'config.yml')
+  writeFileSync(file, configuration(join(folder, 'data'), port, upstream))
+  return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
 }
 
 /** Debian's docker-registry on a file system, as quiet and as fast as its settings allow. */
 export const peer: Registry = {
   name: 'docker-registry',
 
-  async start(folder) {
-    mkdirSync(folder, { recursive: true })
-    const port = await freePort()
-    const file = join(folder, 'config.yml')
-    writeFileSync(file, configuration(join(folder, 'data'), port))
-    return startServer({ program: PROGRAM, args: ['serve', file] }, { host: '127.0.0.1', port }, folder)
-  },
+  start: (folder) => start(folder),
+
+  startMirror: async (folder, upstream) => ({ ...(await start(folder, upstream)), prefix: '' }),
 
   // Pushing 100,000 tags one by one takes it minutes, so the folders and links it would make are made directly.
   async seedTags(server: Server, repository: string, count: number) {

@@ -4,6 +4,7 @@ import { MANIFEST_TYPE } from './image.js'
 import type { Job } from './jobs.js'
 import { runJob, runWrk } from './load.js'
 import { type Memory, MemoryWatch, percentile } from './measure.js'
+import { makeMirrorRows } from './mirror-rows.js'
 import { MIB } from './payload.js'
 import type { Server } from './server.js'
 import {
@@ -370,6 +371,7 @@ export function makeRows({ seconds, memorySeconds, bigPushes }: RowOptions): rea
     pagesRow,
     readyRow,
     ...makeAccessRows(seconds),
+    ...makeMirrorRows(seconds),
     memoryPullRow('memory-pull', 'Peak memory, 64 pulls of 32 MiB at once', 8, small, false, memorySeconds),
     memoryPushRow('memory-push', 'Peak memory, 32 pushes of 32 MiB at once', 32, 64, small, false),
     memoryPullRow('memory-pull-big', 'Peak memory, 64 pulls of 1 GiB at once', 1, GIB, true, memorySeconds),

@@ -45,6 +45,8 @@ export interface Registry {
   start(folder: string): Promise<Server>
   /** The same with users and tokens of its own, where it has any. */
   startGuarded?(folder: string, options: GuardedOptions): Promise<GuardedServer>
+  /** Starts a mirror of an upstream; the names of its repositories begin with `prefix`. */
+  startMirror?(folder: string, upstream: Target): Promise<Server & { readonly prefix: string }>
   /** Gives one image of the repository `count` tags, named by `tagName`. */
   seedTags(server: Server, repository: string, count: number): Promise<void>
 }

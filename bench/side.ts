@@ -33,7 +33,7 @@ export class Side {
   readonly registry: Registry
   readonly #folder: string
   readonly #prepared = new Map<string, Promise<unknown>>()
-  readonly #guarded: Server[] = []
+  readonly #owned: Server[] = []
   #fresh = 0
 
   constructor(registry: Registry, folder: string) {
@@ -51,9 +51,14 @@ export class Side {
     return this.once(`guarded ${name}`, async () => {
       if (this.registry.startGuarded === undefined) throw new Error(`${this.registry.name} has no users`)
       const server = await this.registry.startGuarded(join(this.#folder, name), { onOneCore })
-      this.#guarded.push(server)
+      this.owns(server)
       return server
     })
+  }
+
+  /** Stops this server, too, at the end. */
+  owns(server: Server): void {
+    this.#owned.push(server)
   }
 
   /** Does a preparation the first time it is asked for by this name, and gives the same answer ever after. */
@@ -75,7 +80,7 @@ export class Side {
   async end(): Promise<void> {
     const server = await this.#prepared.get('server')?.catch(() => undefined)
     await (server as Server | undefined)?.stop()
-    for (const guarded of this.#guarded) await guarded.stop()
+    for (const owned of this.#owned) await owned.stop()
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }

@@ -1,7 +1,7 @@
 import { isLoopback } from './addresses.js'
 import type { Findings, Written } from './findings.js'
 import { faultsOfMirrors, faultsOfOpenness, withPasswords } from './mirror-faults.js'
-import { readYaml } from './read-yaml.js'
+import type { readYaml } from './read-yaml.js'
 import { type Config, resolveConfig, settings } from './schema.js'
 import { faultsOfKeyFile, faultsOfPasswordFile } from './secret-files.js'
 import { readSmallFile } from './small-file.js'
@@ -20,6 +20,8 @@ export interface ConfigFlags {
 export interface ConfigSources {
   readonly flags: ConfigFlags
   readonly env: NodeJS.ProcessEnv
+  /** Needed where there is a file. */
+  readonly readYaml?: typeof readYaml
 }
 
 /** A configuration that cannot be used: `faults` holds one sentence for everything that is wrong with it. */
@@ -36,9 +38,11 @@ export class ConfigError extends Error {
 const fileVariable = 'BOATHOUSE_CONFIG'
 const mostFaults = 50
 
-/** `loadConfig` with the environment of this process. */
-export function loadConfigFromProcess(flags: ConfigFlags): Config {
-  return loadConfig({ flags, env: process.env })
+/** `loadConfig` with the environment of this process. The reader of YAML is loaded only where there is a file. */
+export async function loadConfigFromProcess(flags: ConfigFlags): Promise<Config> {
+  const sources = { flags, env: process.env }
+  if (configFile(sources) === undefined) return loadConfig(sources)
+  return loadConfig({ ...sources, ...(await import('./read-yaml.js')) })
 }
 
 /** How many threads libuv was told to have (UV_THREADPOOL_SIZE), or undefined when it was not told. */
@@ -52,9 +56,10 @@ export function threadpoolSize(): number | undefined {
  * Empty variables count as unset. Deeply frozen. Throws a ConfigError with every fault that was found, those
  * in values that a later source replaces included.
  */
-export function loadConfig({ flags, env }: ConfigSources): Config {
+export function loadConfig(sources: ConfigSources): Config {
+  const { flags, env } = sources
   const findings: Findings = { written: [], faults: [], unreadable: new Set(), fileLost: false }
-  readConfigFile(flags, env, findings)
+  readConfigFile(sources, findings)
   readVariables(env, findings)
   readFlags(flags, findings)
   findings.written.unshift(...readProxyVariables(env, findings))
@@ -79,9 +84,14 @@ export function authMode(config: Config): 'none' | 'token' {
   return config.auth ?? (isLoopback(config.listen.host) ? 'none' : 'token')
 }
 
-function readConfigFile(flags: ConfigFlags, env: NodeJS.ProcessEnv, findings: Findings): void {
+function configFile({ flags, env }: ConfigSources): string | undefined {
   const variable = env[fileVariable]
-  const file = flags.config ?? (variable === '' ? undefined : variable)
+  return flags.config ?? (variable === '' ? undefined : variable)
+}
+
+function readConfigFile(sources: ConfigSources, findings: Findings): void {
+  const { flags } = sources
+  const file = configFile(sources)
   if (file === undefined) return
   const place = flags.config === undefined ? fileVariable : '--config'
   const { content, trouble } = readSmallFile(file)
@@ -90,7 +100,8 @@ function readConfigFile(flags: ConfigFlags, env: NodeJS.ProcessEnv, findings: Fi
     findings.fileLost = true
     return
   }
-  const fault = readYaml(file, content, findings)
+  if (sources.readYaml === undefined) throw new Error('a configuration file needs a reader of YAML')
+  const fault = sources.readYaml(file, content, findings)
   if (fault === undefined) return
   findings.faults.push(fault)
   findings.fileLost = true

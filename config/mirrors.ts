@@ -191,8 +191,8 @@ export const mirrorFields = {
   sync: sync
     .optional()
     .describe(
-      'What boathouse mirror sync fetches ahead: images, each with repository, tags and platforms, and a schedule as a ' +
-        'cron expression.',
+      'What is to be fetched ahead: images, each with repository, tags and platforms, and a schedule as a cron ' +
+        'expression. It is checked, but nothing acts upon it yet.',
     ),
 }
 

@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { readException, readProxy } from './addresses.js'
 import { mirrorFields, mirrors } from './mirrors.js'
+import { snapshots, verify } from './safety.js'
 import {
   choice,
   duration,
@@ -209,6 +210,10 @@ export const schema = z.strictObject({
         ),
     })
     .prefault({}),
+
+  verify,
+
+  snapshots,
 
   manifests: z
     .strictObject({

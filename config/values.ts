@@ -79,6 +79,13 @@ export function size(least: string, most: string) {
   return quantity(sizeUnits, 'a size such as 64MiB or 10GB', least, most)
 }
 
+/** Bytes a second, or `unlimited`, which is Infinity. */
+export function readRate(text: string): number | undefined {
+  if (text === 'unlimited') return Number.POSITIVE_INFINITY
+  const value = readQuantity(text, sizeUnits)
+  return value !== undefined && value >= sizeUnits.KiB ? value : undefined
+}
+
 /** A whole number between two bounds, both included; undefined for what is none. */
 export function readWhole(text: string, least: number, most: number): number | undefined {
   if (!/^\d{1,9}$/.test(text)) return undefined

@@ -16,6 +16,9 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   revoke: async () => (await import('./commands/grant.js')).revoke,
   access: async () => (await import('./commands/access.js')).access,
   gc: async () => (await import('./commands/gc.js')).gc,
+  verify: async () => (await import('./commands/verify.js')).verify,
+  backup: async () => (await import('./commands/backup.js')).backup,
+  restore: async () => (await import('./commands/restore.js')).restore,
   key: async () => (await import('./commands/key.js')).key,
   health: async () => (await import('./commands/health.js')).health,
 }
@@ -29,6 +32,9 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse revoke   PERMISSION PATTERN --to WHOM: take a grant back
   boathouse access   list|explain|export|apply: who may do what, and why
   boathouse gc       [--dry-run] [--explain DIGEST]: remove from the disk what nobody needs
+  boathouse verify   [REPOSITORY...]: compare what is stored with its digests
+  boathouse backup   DIR: copy everything to another folder, while the server runs
+  boathouse restore  DIR | --index [SNAPSHOT]: bring a backup, or an older index, back
   boathouse key      rotate|list: the keys that sign logins
   boathouse health   whether the server on this machine is alive
 

@@ -86,6 +86,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     mirrors,
     sharing: new Sharing(store, newHolder),
     parse: manifestOptions.parse,
+    pulls: manifestOptions.pulls,
     immutableTags: manifestOptions.immutableTags,
   })
   const timer = setInterval(() => void flush(), noteInterval)

@@ -4,11 +4,13 @@ import type { BlobStore } from '../storage/blob-store.js'
 import type { CollectionStore } from '../storage/collection-store.js'
 import { dataPaths } from '../storage/data-folder.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
+import type { IntegrityStore } from '../storage/integrity-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
 import type { MirrorStore } from '../storage/mirror-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import { GarbageCollector } from './registry/gc.js'
 import { UploadService } from './registry/uploads.js'
+import { Verifier } from './registry/verify.js'
 
 /** The stores. */
 export interface Stores {
@@ -17,13 +19,14 @@ export interface Stores {
   readonly access: AccessStore
   readonly collection: CollectionStore
   readonly mirrors: MirrorStore
+  readonly integrity: IntegrityStore
   close(): Promise<void>
 }
 
 /** Opens the stores of a data folder that takeDataFolder has prepared. The drivers are named here alone. */
 export async function openStores(config: Config, onFatal: (error: Error) => void): Promise<Stores> {
   const path = dataPaths(config.data).database
-  const { metadata, access, collection, mirrors } = await openSqliteStores({ path, onFatal })
+  const { metadata, access, collection, mirrors, integrity } = await openSqliteStores({ path, onFatal })
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
@@ -31,6 +34,7 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
     access,
     collection,
     mirrors,
+    integrity,
     async close() {
       await blobs.close()
       await metadata.close()
@@ -50,4 +54,9 @@ export function createUploads(config: Config, stores: Stores, processName: strin
 /** The garbage collector of one process. */
 export function createCollector(config: Config, stores: Stores, processName: string): GarbageCollector {
   return new GarbageCollector(stores, { holder: `${processName}:`, ...config.gc })
+}
+
+/** The verifier of one process. */
+export function createVerifier(stores: Stores, processName: string): Verifier {
+  return new Verifier(stores, `${processName}:`)
 }

@@ -1,10 +1,12 @@
+import { write } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
+import { giveBuffer, takeBuffer } from './buffer-pool.js'
 
-/**
- * Bytes that are gathered before they are written with one call. A quarter of it made no clear difference (see
- * bench/README.md); one write for each chunk of the socket costs a trip to a thread for every 64 KiB.
- */
+/** Bytes that are gathered before the first write: most bodies have no more. */
+const firstBatch = 64 * 1024
+
+/** The same for the writes after it: one for each chunk of the socket would cost a trip to a thread for every 64 KiB. */
 const largeBatch = 1024 * 1024
 
 /** The same when many bodies come in at once, so that all of them together stay small. */
@@ -35,123 +37,172 @@ interface PumpResult {
 
 /**
  * Writes a body to a file in large batches: while one batch is written the next is gathered, and when that is
- * full too the body waits. So at most two batches are in memory, however large the body is.
+ * full too the body waits. So at most two batches are in memory, however large the body is. Chunks are copied: it
+ * costs less than to keep them alive until they are written, which makes them outlive the young generation by the
+ * thousand.
  *
  * A body that ends early is not an error here: what came is written. The body is never destroyed.
  * @throws the file's error (disk full, I/O error); the body is left paused
  */
 export function pumpToFile(body: Readable, file: FileHandle, options: PumpOptions): Promise<PumpResult> {
-  return new Promise((resolve, reject) => {
-    const batchSize = ++activeBodies > manyBodies ? smallBatch : largeBatch
-    let gathered: Buffer[] = []
-    let gatheredBytes = 0
-    let position = options.position
-    let accepted = options.position
-    let isWriting = false
-    let isEnded = false
-    let isSettled = false
-    let overLimit = false
-    let failure: Error | undefined
+  return new Promise((resolve, reject) => new Pump(body, file.fd, options, { resolve, reject }).start())
+}
 
-    function onData(chunk: Buffer): void {
-      if (accepted + chunk.length > options.limit) {
-        overLimit = true
-        body.pause()
-        onEnd()
-        return
-      }
-      accepted += chunk.length
-      options.onChunk(chunk)
-      gathered.push(chunk)
-      gatheredBytes += chunk.length
-      const isFull = gatheredBytes >= batchSize
-      if (isWriting && isFull) body.pause()
-      if (!isWriting && (isFull || options.isEager === true)) void writeBatch()
-    }
+class Pump {
+  readonly #body: Readable
+  readonly #fd: number
+  readonly #options: PumpOptions
+  readonly #batchSize: number
+  readonly #settled: { resolve: (result: PumpResult) => void; reject: (error: Error) => void }
+  #gathering: Buffer | undefined
+  #gathered = 0
+  /** What did not fit while both batches were full. */
+  #rest: Buffer | undefined
+  #position: number
+  #accepted: number
+  #isWriting = false
+  #isEnded = false
+  #isSettled = false
+  #overLimit = false
+  #failure: Error | undefined
 
-    async function writeBatch(): Promise<void> {
-      const batch = gathered
-      gathered = []
-      gatheredBytes = 0
-      isWriting = true
-      try {
-        position = await writeFully(file, batch, position)
-        options.onWritten(position)
-      } catch (error) {
-        settle(() => reject(error))
-        return
-      }
-      isWriting = false
-      const isDue = isEnded || options.isEager === true
-      if (gatheredBytes >= batchSize || (isDue && gatheredBytes > 0)) void writeBatch()
-      else if (isEnded) settle(() => resolve({ position, failure, overLimit }))
-      if (!isEnded && body.isPaused()) body.resume()
-    }
+  constructor(
+    body: Readable,
+    fd: number,
+    options: PumpOptions,
+    settled: { resolve: (result: PumpResult) => void; reject: (error: Error) => void },
+  ) {
+    this.#body = body
+    this.#fd = fd
+    this.#options = options
+    this.#settled = settled
+    this.#position = options.position
+    this.#accepted = options.position
+    this.#batchSize = ++activeBodies > manyBodies ? smallBatch : largeBatch
+  }
 
-    function onEnd(): void {
-      if (isEnded) return
-      isEnded = true
-      body.off('data', onData)
-      if (isWriting) return
-      if (gatheredBytes > 0) void writeBatch()
-      else settle(() => resolve({ position, failure, overLimit }))
-    }
-
-    function onError(error: Error): void {
-      failure ??= error
-      onEnd()
-    }
-
-    function onClose(): void {
-      if (!body.readableEnded) failure ??= new Error('the connection closed before the body ended')
-      onEnd()
-    }
-
-    function settle(how: () => void): void {
-      if (isSettled) return
-      isSettled = true
-      isEnded = true
-      activeBodies--
-      body.pause()
-      body.off('data', onData)
-      body.off('end', onEnd)
-      body.off('close', onClose)
-      // The error listener stays: a body may still fail after its end, and nobody else listens.
-      how()
-    }
-
-    body.on('error', onError)
-    body.on('end', onEnd)
-    body.on('close', onClose)
-    if (body.destroyed) onClose()
-    else if (body.readableEnded) onEnd()
+  start(): void {
+    const body = this.#body
+    body.on('error', this.#onError)
+    body.on('end', this.#onEnd)
+    body.on('close', this.#onClose)
+    if (body.destroyed) this.#onClose()
+    else if (body.readableEnded) this.#onEnd()
     else {
-      body.on('data', onData)
+      body.on('data', this.#onData)
       body.resume()
     }
-  })
-}
-
-/** Writes all of the buffers at the position; returns the position behind them. */
-async function writeFully(file: FileHandle, buffers: Buffer[], start: number): Promise<number> {
-  let rest = buffers
-  let position = start
-  while (rest.length > 0) {
-    const { bytesWritten } = await file.writev(rest, position)
-    position += bytesWritten
-    rest = dropBytes(rest, bytesWritten)
   }
-  return position
-}
 
-/** The buffers without their first `count` bytes: a write may be shorter than asked. */
-function dropBytes(buffers: Buffer[], count: number): Buffer[] {
-  let left = count
-  let at = 0
-  for (let buffer = buffers[at]; buffer !== undefined && left >= buffer.length; buffer = buffers[at]) {
-    left -= buffer.length
-    at++
+  readonly #onData = (chunk: Buffer): void => {
+    if (this.#accepted + chunk.length > this.#options.limit) {
+      this.#overLimit = true
+      this.#body.pause()
+      this.#onEnd()
+      return
+    }
+    this.#accepted += chunk.length
+    this.#options.onChunk(chunk)
+    this.#gather(chunk)
   }
-  const [first, ...others] = buffers.slice(at)
-  return first === undefined ? [] : [first.subarray(left), ...others]
+
+  /** Copies a chunk into the batches; what fits into neither waits, and the body with it. */
+  #gather(chunk: Buffer): void {
+    let rest = chunk
+    while (rest.length > 0) {
+      this.#gathering ??= takeBuffer(
+        this.#position === this.#options.position && !this.#isWriting ? firstBatch : this.#batchSize,
+      )
+      const copied = rest.copy(this.#gathering, this.#gathered)
+      this.#gathered += copied
+      rest = rest.subarray(copied)
+      const isFull = this.#gathered === this.#gathering.length
+      if (this.#isWriting && isFull) {
+        this.#rest = rest.length > 0 ? rest : undefined
+        this.#body.pause()
+        return
+      }
+      if (!this.#isWriting && (isFull || this.#options.isEager === true)) this.#writeBatch()
+    }
+  }
+
+  #writeBatch(): void {
+    const batch = this.#gathering
+    if (batch === undefined) return
+    const length = this.#gathered
+    this.#gathering = undefined
+    this.#gathered = 0
+    this.#isWriting = true
+    this.#write(batch, 0, length)
+  }
+
+  /** A write may be shorter than asked. */
+  #write(batch: Buffer, start: number, end: number): void {
+    write(this.#fd, batch, start, end - start, this.#position, (error, written) => {
+      if (error !== null) {
+        giveBuffer(batch)
+        this.#settle(() => this.#settled.reject(error))
+        return
+      }
+      this.#position += written
+      if (start + written < end) return this.#write(batch, start + written, end)
+      giveBuffer(batch)
+      this.#options.onWritten(this.#position)
+      this.#onBatchWritten()
+    })
+  }
+
+  #onBatchWritten(): void {
+    this.#isWriting = false
+    const isFull = this.#gathering !== undefined && this.#gathered === this.#gathering.length
+    const isDue = this.#gathered > 0 && (isFull || this.#isEnded || this.#options.isEager === true)
+    if (isDue) this.#writeBatch()
+    const rest = this.#rest
+    this.#rest = undefined
+    if (rest !== undefined) this.#gather(rest)
+    if (this.#isEnded && !this.#isWriting) this.#finish()
+    else if (!this.#isEnded && this.#rest === undefined && this.#body.isPaused()) this.#body.resume()
+  }
+
+  readonly #onEnd = (): void => {
+    if (this.#isEnded) return
+    this.#isEnded = true
+    this.#body.off('data', this.#onData)
+    if (!this.#isWriting) this.#finish()
+  }
+
+  /** Writes what is left, then ends. */
+  #finish(): void {
+    if (this.#gathered > 0) this.#writeBatch()
+    else {
+      const { resolve } = this.#settled
+      const result = { position: this.#position, failure: this.#failure, overLimit: this.#overLimit }
+      this.#settle(() => resolve(result))
+    }
+  }
+
+  readonly #onError = (error: Error): void => {
+    this.#failure ??= error
+    this.#onEnd()
+  }
+
+  readonly #onClose = (): void => {
+    if (!this.#body.readableEnded) this.#failure ??= new Error('the connection closed before the body ended')
+    this.#onEnd()
+  }
+
+  #settle(how: () => void): void {
+    if (this.#isSettled) return
+    this.#isSettled = true
+    this.#isEnded = true
+    activeBodies--
+    if (this.#gathering !== undefined) giveBuffer(this.#gathering)
+    this.#gathering = undefined
+    this.#body.pause()
+    this.#body.off('data', this.#onData)
+    this.#body.off('end', this.#onEnd)
+    this.#body.off('close', this.#onClose)
+    // The error listener stays: a body may still fail after its end, and nobody else listens.
+    how()
+  }
 }

@@ -26,6 +26,8 @@ export interface AppendOptions {
    * soon as they come, in place of the fewest writes.
    */
   readonly onProgress?: (size: number) => void
+  /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
+  readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }
 
 /** The bytes of an upload, while they come in and when it has become a blob. */
@@ -51,6 +53,22 @@ export interface Copier {
   close(): Promise<void>
 }
 
+/** How a blob's bytes are to be looked at. */
+export interface ExamineOptions {
+  /** Bytes that it should have. */
+  readonly size: number
+  /** Hears of each piece that was read; reading goes on when it resolves, and ends when it throws. */
+  readonly onRead?: (bytes: number) => Promise<void> | undefined
+}
+
+/** What a blob's bytes are like. `state` tells this file from any that takes its place. */
+export type Examination =
+  | { readonly outcome: 'intact' }
+  | { readonly outcome: 'missing'; readonly state: string }
+  | { readonly outcome: 'altered'; readonly state: string; readonly how: string }
+  /** The disk or the system refused: that says nothing about the bytes. */
+  | { readonly outcome: 'unreadable'; readonly reason: string }
+
 /**
  * Bytes by digest, and the bytes of uploads under way. Knows no repository, no tag and no right.
  *
@@ -75,7 +93,7 @@ export interface BlobStore {
   commit(uploadId: string, digest: Digest, size: number): Promise<void>
   /** Opens an upload for reading, also while it is written; undefined when it has no bytes yet. */
   openUpload(uploadId: string): Promise<UploadReader | undefined>
-  /** Forgets an upload's bytes; nothing happens when there are none. */
+  /** Forgets an upload's bytes, also for who has it open; nothing happens when there are none. */
   discard(uploadId: string): Promise<void>
   /** Uploads that hold bytes. */
   listUploads(): Promise<string[]>
@@ -94,6 +112,14 @@ export interface BlobStore {
   stat(digest: Digest): Promise<{ readonly size: number; readonly storedAt: number } | undefined>
   /** Bytes that can still be written, as the disk sees it. @throws RegistryError UNAVAILABLE */
   freeSpace(): Promise<number>
+  /** Reads a blob's bytes and compares them with its digest. @throws what `onRead` throws */
+  examine(digest: Digest, options: ExamineOptions): Promise<Examination>
+  /**
+   * Puts bytes aside that an examination found altered, durably: nobody is served them again. The caller sees to it
+   * that no collector and no upload touches the blob meanwhile. Resolves also when they are missing.
+   * @returns false when what is there now is not what was examined: then nothing is done
+   */
+  quarantine(digest: Digest, state: string, now: number): Promise<boolean>
   /** Proves that the store can be read and written. @throws RegistryError STORAGE_FULL or UNAVAILABLE */
   check(): Promise<void>
   close(): Promise<void>

@@ -1,13 +1,19 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { mkdir, open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { IndexDamagedError, isIndexDamage } from './errors.js'
+import { takeSnapshot } from './file-snapshots.js'
 import { prepareFsBlobStore } from './fs-blob-store.js'
 import { schemaVersion } from './migrations.js'
+import { findIndexFaults } from './sqlite-index.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
 
 /** Milliseconds that a start waits for the workers of a server that has just died. */
 const workersPatience = 10_000
+
+/** Bytes of an index that a start reads from its first to its last page: some hundred milliseconds. */
+const largestQuickLook = 64 * 1024 * 1024
 
 /** Filesystems whose locks and syncs cannot be relied on, by their magic number (reliability R27). */
 const networkFilesystems = new Map([
@@ -25,6 +31,9 @@ export function dataPaths(root: string) {
     workersLock: join(root, 'workers.lock'),
     processId: join(root, 'server.pid'),
     keys: join(root, 'keys'),
+    snapshots: join(root, 'snapshots'),
+    damaged: join(root, 'damaged'),
+    restoring: join(root, 'restoring'),
   }
 }
 
@@ -65,9 +74,58 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
     lockFile(paths.workersLock, 'exclusive', workersPatience).release()
     writeFileSync(paths.processId, `${process.pid}\n`)
     await prepareFsBlobStore(root)
+    await checkIndex(paths)
     prepareSqlite(paths.database)
     await syncDirectory(root)
     return { warning: await filesystemWarning(root), release: () => lock.release() }
+  } catch (error) {
+    lock.release()
+    throw error instanceof LockedError ? inUse(root) : error
+  }
+}
+
+/** Makes sure that the index is sound and, before it is migrated, that a copy of it stays. */
+async function checkIndex({ database, snapshots, restoring }: ReturnType<typeof dataPaths>): Promise<void> {
+  if (existsSync(restoring)) {
+    throw new DataFolderInUseError(
+      `A restore into ${dirname(restoring)} was interrupted: run the same "boathouse restore" again, it goes on.`,
+    )
+  }
+  const { size } = statSync(database, { throwIfNoEntry: false }) ?? { size: 0 }
+  if (size === 0) return
+  const version = readVersionOfSound(database, size)
+  if (version === undefined || version === 0 || version >= schemaVersion) return
+  const now = Date.now()
+  const made = await takeSnapshot({ database, folder: snapshots, now, before: schemaVersion, floor: 0 })
+  if (made !== undefined) return
+  throw new Error(
+    `There is no room for a copy of ${database}, which is made before it is migrated: make some.`,
+  )
+}
+
+/** A large index is looked at when it is copied next, at the start already: it must not keep clients waiting. */
+function readVersionOfSound(database: string, size: number): number | undefined {
+  try {
+    const version = readSchemaVersion(database)
+    const [fault] = size > largestQuickLook ? [] : findIndexFaults(database, 'quick')
+    if (fault !== undefined) throw new IndexDamagedError(database, fault)
+    return version
+  } catch (error) {
+    if (!isIndexDamage(error)) throw error
+    throw new IndexDamagedError(database, error instanceof Error ? error.message : '')
+  }
+}
+
+/**
+ * Keeps servers away from a data folder, for as long as it is not whole.
+ * @returns what lets them in again
+ * @throws DataFolderInUseError
+ */
+export function lockDataFolder(root: string): () => void {
+  const lock = lockServer(root)
+  try {
+    lockFile(dataPaths(root).workersLock, 'exclusive', workersPatience).release()
+    return () => lock.release()
   } catch (error) {
     lock.release()
     throw error instanceof LockedError ? inUse(root) : error

@@ -17,3 +17,21 @@ export function toStorageError(error: unknown): RegistryError {
 export function errorCode(error: unknown): string {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : ''
 }
+
+/** The index is damaged: nothing may be written to it. The message is a sentence that says what helps. */
+export class IndexDamagedError extends Error {
+  override readonly name = 'IndexDamagedError'
+
+  /** @param path of the index @param how SQLite says it */
+  constructor(path: string, how: string) {
+    const what = how.replaceAll(/\s+/g, ' ').trim().slice(0, 200)
+    super(
+      `The index ${path} is damaged (${what}): stop the server, then "boathouse restore --index" goes back to a sound copy of it.`,
+    )
+  }
+}
+
+/** Whether this is what SQLite says of a damaged database. */
+export function isIndexDamage(error: unknown): boolean {
+  return /^SQLITE_(?:CORRUPT|NOTADB)/.test(errorCode(error))
+}

@@ -2,6 +2,7 @@ import { read } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import type { Writable } from 'node:stream'
 import type { BlobReader, UploadReader } from './blob-store.js'
+import { giveBuffer, takeBuffer } from './buffer-pool.js'
 import { errorCode } from './errors.js'
 
 /**
@@ -15,23 +16,9 @@ const bufferSizes = [
 ] as const
 let activeStreams = 0
 
-/** Bytes of buffers kept for the next stream; more are left to the garbage collector. */
-const mostSpare = 16 * 1024 * 1024
-const spares = new Map<number, Buffer[]>(bufferSizes.map(({ size }) => [size, []]))
-let spareBytes = 0
-
-function takeBuffer(): Buffer {
+function takeReadBuffer(): Buffer {
   const { size } = bufferSizes.find(({ streams }) => activeStreams <= streams) ?? bufferSizes[2]
-  const spare = spares.get(size)?.pop()
-  if (spare === undefined) return Buffer.allocUnsafeSlow(size)
-  spareBytes -= size
-  return spare
-}
-
-function giveBack(buffer: Buffer): void {
-  if (spareBytes + buffer.length > mostSpare) return
-  spareBytes += buffer.length
-  spares.get(buffer.length)?.push(buffer)
+  return takeBuffer(size)
 }
 
 /**
@@ -76,8 +63,8 @@ class FileReader implements BlobReader, UploadReader {
     activeStreams++
     const outlet = new Outlet(sink)
     let position = start
-    let filling = takeBuffer()
-    let draining = takeBuffer()
+    let filling = takeReadBuffer()
+    let draining = takeReadBuffer()
     let drained: Promise<void> | undefined
     try {
       while (position <= end) {
@@ -93,10 +80,10 @@ class FileReader implements BlobReader, UploadReader {
         position += filled
       }
       await drained
-      giveBack(filling)
-      giveBack(draining)
+      giveBuffer(filling)
+      giveBuffer(draining)
     } catch (error) {
-      giveBack(filling) // the other may still be on its way to the socket
+      giveBuffer(filling) // the other may still be on its way to the socket
       throw error
     } finally {
       outlet.release()

@@ -1,22 +1,37 @@
 import { createHash, type Hash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, readdir, rename, stat, statfs, unlink } from 'node:fs/promises'
+import {
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  stat,
+  statfs,
+  truncate,
+  unlink,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
-import {
-  type Algorithm,
-  algorithmOf,
-  type Digest,
-  digestSoFar,
-  encodedOf,
-  parseDigest,
-} from '../src/oci/digest.js'
+import { type Algorithm, algorithmOf, type Digest, digestSoFar } from '../src/oci/digest.js'
 import { RegistryError } from '../src/oci/errors.js'
 import { pumpToFile } from './batch-writer.js'
-import type { AppendOptions, AppendResult, BlobReader, BlobStore, UploadReader } from './blob-store.js'
+import type {
+  AppendOptions,
+  AppendResult,
+  BlobReader,
+  BlobStore,
+  Examination,
+  ExamineOptions,
+  UploadReader,
+} from './blob-store.js'
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
 import { openFileReader } from './file-reader.js'
+import { examineFile, quarantineFile } from './fs-blob-check.js'
+import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { inParallel } from './in-parallel.js'
 import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
@@ -27,45 +42,10 @@ const mostHashes = 1000
 /** Bytes read at once when an upload is hashed from its file. */
 const hashBufferSize = 1024 * 1024
 
-/** Names of the folders that blobs are spread over, by the first digits of their digests. */
-const leaves = Array.from({ length: 256 }, (_, at) => at.toString(16).padStart(2, '0'))
-
-/** Files that are removed, or folders that are synced, at once. */
-const removedAtOnce = 8
-
 /** A hash that can go on, and the digest it stands at: that is how the metadata know it. */
 interface RunningHash {
   readonly digest: Digest
   readonly hash: Hash
-}
-
-/** Where everything is in the data folder: no other place makes a path. */
-class Layout {
-  readonly blobs: string
-  readonly uploads: string
-
-  constructor(root: string) {
-    this.blobs = join(root, 'blobs')
-    this.uploads = join(root, 'uploads')
-  }
-
-  upload(id: string): string {
-    return join(this.uploads, id)
-  }
-
-  blobDirectory(digest: Digest): string {
-    return join(this.blobs, algorithmOf(digest), encodedOf(digest).slice(0, 2))
-  }
-
-  /** One of the folders that hold blobs. */
-  part(part: number): readonly [Algorithm, string] {
-    const algorithm = part < leaves.length ? 'sha256' : 'sha512'
-    return [algorithm, join(this.blobs, algorithm, leaves[part % leaves.length] ?? '')]
-  }
-
-  blob(digest: Digest): string {
-    return join(this.blobDirectory(digest), encodedOf(digest))
-  }
 }
 
 /**
@@ -93,17 +73,6 @@ async function makeDirectories(parent: string, names: readonly string[]): Promis
   await syncDirectories([parent]) // also what an interrupted first start has made
 }
 
-async function syncDirectories(directories: readonly string[]): Promise<void> {
-  for (const directory of directories) {
-    const handle = await open(directory, 'r')
-    try {
-      await handle.sync()
-    } finally {
-      await handle.close()
-    }
-  }
-}
-
 /** Opens the driver that keeps blobs as files below `root`; {@link prepareFsBlobStore} has made the folders. */
 export function openFsBlobStore(root: string): BlobStore {
   return new FsBlobStore(root)
@@ -127,9 +96,12 @@ class FsBlobStore implements BlobStore {
       const entry = options.offset === 0 ? this.#directories.sync(this.#layout.uploads) : undefined
       entry?.catch(() => undefined)
       const pumped = await this.#pump(body, file, options, { hash, writeBack })
+      const digest = hash === undefined ? undefined : digestSoFar(hash, options.algorithm)
+      if (pumped.failure === undefined) options.onWritten?.({ size: pumped.position, digest })
       await this.#finishSync(uploadId, writeBack)
       await entry
-      return this.#appended(uploadId, options, pumped, hash)
+      if (hash !== undefined && digest !== undefined) this.#keepHash(uploadId, { digest, hash })
+      return { size: pumped.position, digest, failure: pumped.failure }
     } catch (error) {
       // A full disk gets its room back. When even that fails, the next append drops what is beyond its offset.
       await file.truncate(options.offset).catch(() => undefined)
@@ -172,19 +144,6 @@ class FsBlobStore implements BlobStore {
     })
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped
-  }
-
-  #appended(
-    uploadId: string,
-    options: AppendOptions,
-    pumped: { position: number; failure: Error | undefined },
-    hash: Hash | undefined,
-  ): AppendResult {
-    const { position: size, failure } = pumped
-    if (hash === undefined) return { size, digest: undefined, failure }
-    const digest = digestSoFar(hash, options.algorithm)
-    this.#keepHash(uploadId, { digest, hash })
-    return { size, digest, failure }
   }
 
   /** Opens an upload's file at exactly `offset` bytes; makes it when the upload is empty. */
@@ -252,7 +211,10 @@ class FsBlobStore implements BlobStore {
 
   async discard(uploadId: string): Promise<void> {
     this.#hashes.delete(uploadId)
-    await removeFile(this.#layout.upload(uploadId))
+    const path = this.#layout.upload(uploadId)
+    // Who has it open must not take it for whole. What hinders this hinders the removal, which says so.
+    await truncate(path, 0).catch(() => undefined)
+    await removeFile(path)
   }
 
   async listUploads(): Promise<string[]> {
@@ -307,6 +269,14 @@ class FsBlobStore implements BlobStore {
     } catch (error) {
       throw toStorageError(error)
     }
+  }
+
+  examine(digest: Digest, options: ExamineOptions): Promise<Examination> {
+    return examineFile(this.#layout, digest, options)
+  }
+
+  quarantine(digest: Digest, state: string, now: number): Promise<boolean> {
+    return quarantineFile(this.#layout, digest, state, now)
   }
 
   async check(): Promise<void> {
@@ -372,27 +342,6 @@ async function cutOff(path: string, size: number): Promise<void> {
   } finally {
     await file.close()
   }
-}
-
-/** The digest that a file's name says; names that say none are somebody else's. */
-function digestIn(directory: string, algorithm: Algorithm, name: string): Digest[] {
-  if (!directory.endsWith(name.slice(0, 2))) return []
-  try {
-    return [parseDigest(`${algorithm}:${name}`)]
-  } catch {
-    return []
-  }
-}
-
-/** Runs a task for each item, some at a time. @throws what the first failing task threw, when all have ended */
-async function inParallel<Item>(items: readonly Item[], task: (item: Item) => Promise<void>): Promise<void> {
-  const rest = items.values()
-  const lane = async () => {
-    for (const item of rest) await task(item)
-  }
-  const lanes = await Promise.allSettled(Array.from({ length: removedAtOnce }, lane))
-  const failed = lanes.find((result) => result.status === 'rejected')
-  if (failed !== undefined) throw failed.reason
 }
 
 async function removeFile(path: string): Promise<void> {

@@ -128,7 +128,7 @@ export interface Totals {
 export interface MetadataStore {
   // Blobs
 
-  /** Size in bytes of a blob that the repository links; undefined when it does not. */
+  /** Size in bytes of a blob that the repository links; undefined when it does not, or when the blob is damaged. */
   findBlob(repository: RepositoryName, digest: Digest): Promise<number | undefined>
   /**
    * The same for whoever relies on the blob from now on: its lease is renewed when it is older than `slack`
@@ -141,7 +141,9 @@ export interface MetadataStore {
     now: number,
     slack: number,
   ): Promise<number | undefined>
-  /** Repositories that link the blob, at most `limit`. */
+  /** Whether the repository links this blob, and its bytes are known to be missing or altered. */
+  isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean>
+  /** Repositories that link the blob, at most `limit`; none when it is damaged. */
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]>
   /** Gives `repository` the right to a blob that `from` links. False when `from` does not (any more). */
   mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): Promise<boolean>

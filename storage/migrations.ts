@@ -264,6 +264,24 @@ const migrations: readonly Migration[] = [
         FROM repository;
     `,
   },
+  {
+    // A damaged blob stays live: what names it still does, and the next push of it brings its bytes back.
+    version: 5,
+    sql: `
+      ALTER TABLE blob ADD COLUMN damage TEXT CHECK (damage IN ('missing', 'altered'));
+      CREATE INDEX blob_damaged ON blob (id) WHERE damage IS NOT NULL;
+      CREATE INDEX blob_held ON blob (id) WHERE holder IS NOT NULL;
+
+      CREATE TABLE verification (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        phase TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        started_at INTEGER NOT NULL,
+        blobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
+      ) STRICT;
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

@@ -105,7 +105,7 @@ export interface MirrorStore {
 
   /**
    * Takes a fill's turn, as {@link MetadataStore.takeTurn} does, and opens the fill when there is none. `local`
-   * as above; `busy` also while a collector removes an older copy of the blob.
+   * as above; `condemned` while a collector removes an older copy of the blob.
    */
   takeFill(fill: NewFill, holder: string, now: number): Promise<Upload | 'busy' | 'condemned' | 'local'>
   /** Notes how large the blob will be, for the workers that follow. */

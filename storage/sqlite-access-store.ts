@@ -1,6 +1,5 @@
 import type Database from 'better-sqlite3'
 import type { AccessStore, AccessToken, Grant, Subject, User } from './access-store.js'
-import { toStorageError } from './errors.js'
 import type { Writer } from './sqlite-writer-client.js'
 
 interface UserRow {
@@ -77,7 +76,7 @@ export class SqliteAccessStore implements AccessStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 

@@ -6,16 +6,21 @@ import type { RepositoryName } from '../src/oci/reference.js'
 export function prepareBlobs(db: Database) {
   const repositoryId = prepareRepositoryId(db)
   const insert = db.prepare('INSERT INTO blob (digest, size, created_at) VALUES (?, ?, ?)')
-  const find = db.prepare<[string], { id: number; state: string; holder: string | null }>(
-    'SELECT id, state, holder FROM blob WHERE digest = ?',
-  )
+  const find = db.prepare<
+    [string],
+    { id: number; state: string; holder: string | null; damage: string | null }
+  >('SELECT id, state, holder, damage FROM blob WHERE digest = ?')
+  const heal = db.prepare('UPDATE blob SET damage = NULL WHERE id = ?')
   const remove = db.prepare('DELETE FROM blob WHERE id = ?')
   const link = db.prepare(
     `INSERT INTO blob_link (repository_id, blob_id, linked_at) VALUES (?, ?, ?)
      ON CONFLICT DO UPDATE SET linked_at = max(linked_at, excluded.linked_at)`,
   )
-  const findLink = db.prepare<[string, string], { repository: number; blob: number; size: number }>(
-    `SELECT r.id AS repository, b.id AS blob, b.size AS size FROM blob_link l
+  const findLink = db.prepare<
+    [string, string],
+    { repository: number; blob: number; size: number; damage: string | null }
+  >(
+    `SELECT r.id AS repository, b.id AS blob, b.size AS size, b.damage FROM blob_link l
        JOIN repository r ON r.id = l.repository_id JOIN blob b ON b.id = l.blob_id
        WHERE r.name = ? AND b.digest = ?`,
   )
@@ -28,15 +33,15 @@ export function prepareBlobs(db: Database) {
   const unlink = db.prepare('DELETE FROM blob_link WHERE repository_id = ? AND blob_id = ?')
 
   return {
-    /** @returns false when a collector is at work on the blob, which whoever holds the upload's turn prevents */
+    /** The bytes are new: what was damaged is whole again. @returns false when a collector or a verifier is at work on the blob, which whoever holds the upload's turn prevents */
     add(repository: RepositoryName, blob: { digest: Digest; size: number }, now: number): boolean {
       const row = find.get(blob.digest)
-      if (row !== undefined && row.state !== 'live' && row.holder !== null) return false
+      if (row !== undefined && row.holder !== null) return false
       let id = row?.id
       if (row?.state === 'condemned') {
         remove.run(row.id) // its collector died: these bytes are new, and so is the row
         id = undefined
-      }
+      } else if (row !== undefined && row.damage !== null) heal.run(row.id)
       id ??= Number(insert.run(blob.digest, blob.size, now).lastInsertRowid)
       link.run(repositoryId(repository, now), id, now)
       return true
@@ -44,7 +49,7 @@ export function prepareBlobs(db: Database) {
 
     renewBlob(repository: RepositoryName, digest: Digest, now: number): number | undefined {
       const row = findLink.get(repository, digest)
-      if (row === undefined) return undefined
+      if (row === undefined || row.damage !== null) return undefined
       renew.run(now, row.repository, row.blob)
       return row.size
     },
@@ -55,7 +60,7 @@ export function prepareBlobs(db: Database) {
 
     mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): boolean {
       const source = findLink.get(from, digest)
-      if (source === undefined) return false
+      if (source === undefined || source.damage !== null) return false
       link.run(repositoryId(repository, now), source.blob, now)
       return true
     },

@@ -10,7 +10,7 @@ import type {
 } from './collection-store.js'
 
 /** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
-const longestStep = 8
+const longestStep = 4
 
 /** Manifests above one that are looked at; one with more than these stays until they have gone. */
 const mostAbove = 200
@@ -120,7 +120,7 @@ function prepareBytes(db: Database) {
        AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = :digest)
      RETURNING digest, size`,
   )
-  const release = db.prepare("UPDATE blob SET holder = NULL WHERE state = 'condemned' AND holder IS NOT NULL")
+  const release = db.prepare('UPDATE blob SET holder = NULL WHERE holder IS NOT NULL')
   const claim = db.prepare<[string, number], CondemnedBlob>(
     `UPDATE blob SET holder = ? WHERE id IN (
        SELECT id FROM blob WHERE state = 'condemned' AND holder IS NULL

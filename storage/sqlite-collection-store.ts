@@ -165,7 +165,7 @@ export class SqliteCollectionStore implements CollectionStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 

@@ -177,7 +177,7 @@ function prepareCheckChildren(db: Database) {
   >(
     `SELECT c.value AS digest,
        (SELECT b.size FROM blob b JOIN blob_link l ON l.blob_id = b.id
-        WHERE b.digest = c.value AND l.repository_id = :repository) AS blob,
+        WHERE b.digest = c.value AND b.damage IS NULL AND l.repository_id = :repository) AS blob,
        (SELECT m.size FROM manifest m
         WHERE m.repository_id = :repository AND m.digest = c.value) AS manifest
      FROM json_each(:digests) c`,

@@ -5,6 +5,7 @@ import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
 import type { CollectionStore } from './collection-store.js'
 import { errorCode, toStorageError } from './errors.js'
+import type { IntegrityStore } from './integrity-store.js'
 import type {
   DeleteResult,
   ManifestHead,
@@ -23,6 +24,7 @@ import type { MirrorStore } from './mirror-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase } from './sqlite-connection.js'
+import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
@@ -66,6 +68,7 @@ export interface SqliteStores {
   readonly access: AccessStore
   readonly collection: CollectionStore
   readonly mirrors: MirrorStore
+  readonly integrity: IntegrityStore
 }
 
 /**
@@ -80,6 +83,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
     access: new SqliteAccessStore(db, writer),
     collection: new SqliteCollectionStore(db, writer),
     mirrors: new SqliteMirrorStore(db, writer),
+    integrity: new SqliteIntegrityStore(db, writer),
   }
 }
 
@@ -101,12 +105,12 @@ function prepareQueries(db: Database.Database) {
     blobSize: db
       .prepare<[string, string], number>(
         `SELECT b.size FROM repository r JOIN blob_link l ON l.repository_id = r.id
-         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
       )
       .pluck(),
     blobLease: db.prepare<[string, string], { size: number; leasedAt: number }>(
       `SELECT b.size, l.linked_at AS leasedAt FROM repository r JOIN blob_link l ON l.repository_id = r.id
-       JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ?`,
+       JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
     ),
     manifestLease: db
       .prepare<[string, string], number>(
@@ -115,10 +119,16 @@ function prepareQueries(db: Database.Database) {
          WHERE r.name = ? AND m.digest = ?`,
       )
       .pluck(),
+    blobDamage: db
+      .prepare<[string, string], string>(
+        `SELECT b.damage FROM repository r JOIN blob_link l ON l.repository_id = r.id
+         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NOT NULL`,
+      )
+      .pluck(),
     blobRepositories: db
       .prepare<[string, number], RepositoryName>(
         `SELECT r.name FROM blob b JOIN blob_link l ON l.blob_id = b.id
-         JOIN repository r ON r.id = l.repository_id WHERE b.digest = ? LIMIT ?`,
+         JOIN repository r ON r.id = l.repository_id WHERE b.digest = ? AND b.damage IS NULL LIMIT ?`,
       )
       .pluck(),
     upload: db.prepare<[string], UploadRow>(`SELECT ${uploadColumns} FROM upload WHERE id = ?`),
@@ -191,7 +201,7 @@ class SqliteMetadataStore implements MetadataStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 
@@ -208,6 +218,10 @@ class SqliteMetadataStore implements MetadataStore {
     const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
     if (row === undefined || row.leasedAt >= now - slack) return row?.size
     return this.#writer.run('renewBlob', repository, digest, now)
+  }
+
+  async isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean> {
+    return (await this.#read((queries) => queries.blobDamage.get(repository, digest))) !== undefined
   }
 
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]> {

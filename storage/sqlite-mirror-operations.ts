@@ -29,7 +29,7 @@ export function prepareMirrorOperations(db: Database, base: Base) {
   )
   const setSize = db.prepare('UPDATE upload SET size = ? WHERE id = ? AND holder = ?')
   const findBlob = db
-    .prepare<[string], number>("SELECT id FROM blob WHERE digest = ? AND state = 'live'")
+    .prepare<[string], number>("SELECT id FROM blob WHERE digest = ? AND state = 'live' AND damage IS NULL")
     .pluck()
 
   return {

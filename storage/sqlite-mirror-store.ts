@@ -1,7 +1,6 @@
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
-import { toStorageError } from './errors.js'
 import type {
   Fill,
   MirroredBlob,
@@ -78,7 +77,7 @@ export class SqliteMirrorStore implements MirrorStore {
     try {
       return query(this.#queries)
     } catch (error) {
-      throw toStorageError(error)
+      throw this.#writer.failureOf(error)
     }
   }
 
@@ -109,9 +108,8 @@ export class SqliteMirrorStore implements MirrorStore {
 
   async takeFill(...args: Parameters<MirrorStore['takeFill']>): ReturnType<MirrorStore['takeFill']> {
     const taken = await this.#writer.run('takeFill', ...args)
-    if (taken !== 'condemned') return taken
-    await releaseDeadCollector(this.#writer)
-    return 'busy'
+    if (taken === 'condemned') await releaseDeadCollector(this.#writer)
+    return taken
   }
 
   noteFillSize(...args: Parameters<MirrorStore['noteFillSize']>): Promise<void> {

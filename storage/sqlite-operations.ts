@@ -3,6 +3,7 @@ import type { Digest } from '../src/oci/digest.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
+import { prepareIntegrity } from './sqlite-integrity-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
 import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
 import { prepareUploads } from './sqlite-upload-operations.js'
@@ -34,6 +35,9 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseCondemned',
   'recordCollection',
   'touchAccessTokens',
+  'holdBlob',
+  'releaseBlob',
+  'savePosition',
   'takeFill',
   'noteFillSize',
   'takeLease',
@@ -59,6 +63,7 @@ export function prepareOperations(db: Database) {
     ...manifests,
     ...prepareAccessOperations(db),
     ...prepareCollection(db),
+    ...prepareIntegrity(db),
     ...mirrors,
 
     /** Whoever begins with this text is dead: what it held is free. */

@@ -31,9 +31,7 @@ export function prepareUploads(db: Database) {
   const take = db.prepare<[string, string | null, string], UploadRow>(
     `UPDATE upload SET holder = ?, finishing = ? WHERE id = ? AND holder IS NULL RETURNING ${uploadColumns}`,
   )
-  const isGoing = db
-    .prepare("SELECT 1 FROM blob WHERE digest = ? AND state = 'condemned' AND holder IS NOT NULL")
-    .pluck()
+  const isGoing = db.prepare('SELECT 1 FROM blob WHERE digest = ? AND holder IS NOT NULL').pluck()
   const save = db.prepare(
     'UPDATE upload SET offset = ?, digest = ?, used_at = ?, holder = NULL, finishing = NULL WHERE id = ? AND holder = ?',
   )
@@ -66,7 +64,7 @@ export function prepareUploads(db: Database) {
       return true
     },
 
-    /** With a digest: the condemning of that blob and this exclude each other, whichever comes first. */
+    /** With a digest: the condemning or quarantine of that blob and this exclude each other, whichever comes first. */
     takeTurn(id: string, holder: string, finishing: Digest | undefined): TurnResult {
       if (finishing !== undefined && isGoing.get(finishing) !== undefined) return 'condemned'
       const row = take.get(holder, finishing ?? null, id)

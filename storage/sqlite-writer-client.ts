@@ -1,6 +1,6 @@
 import { Worker } from 'node:worker_threads'
 import { RegistryError } from '../src/oci/errors.js'
-import { errorCode, toStorageError } from './errors.js'
+import { errorCode, IndexDamagedError, isIndexDamage, toStorageError } from './errors.js'
 import type { Operations } from './sqlite-operations.js'
 import type { WriteReply, WriteRequest } from './sqlite-writer.js'
 
@@ -17,7 +17,7 @@ const poisonous = /^SQLITE_(?:IOERR|CORRUPT|NOTADB)/
 export interface WriterOptions {
   /** The database file. */
   readonly path: string
-  /** Called once when writing failed in a way that only a restart can mend. */
+  /** Called once, when the index is damaged (IndexDamagedError), or writing failed in a way that only a restart can mend. */
   readonly onFatal: (error: Error) => void
 }
 
@@ -109,8 +109,15 @@ export class Writer {
     if (poisonous.test(errorCode(error))) this.#die(error)
   }
 
-  #die(error: Error): void {
+  /** What a failed read means; one that met damage ends all writing. */
+  failureOf(error: unknown): RegistryError {
+    if (isIndexDamage(error) && error instanceof Error) this.#die(error)
+    return toStorageError(error)
+  }
+
+  #die(cause: Error): void {
     if (this.#dead !== undefined) return
+    const error = isIndexDamage(cause) ? new IndexDamagedError(this.path, cause.message) : cause
     this.#dead = error
     for (const waiting of [...this.#inFlight, ...this.#queue]) waiting.reject(toStorageError(error))
     this.#inFlight = []

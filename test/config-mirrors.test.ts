@@ -5,6 +5,7 @@ import t, { type Test } from 'tap'
 import { settingsHelp } from '../config/help.js'
 import { ConfigError, loadConfig } from '../config/load.js'
 import type { MirrorConfig } from '../config/mirrors.js'
+import { readYaml } from '../config/read-yaml.js'
 import { type Config, mirrorSettings } from '../config/schema.js'
 import { selfSigned } from './certificate.js'
 import { scratchDir } from './harness.js'
@@ -16,7 +17,7 @@ const canary = 'pA55-canary'
 function load(t: Test, yaml: string, env: Record<string, string> = {}): Config {
   const config = join(scratchDir(t), 'boathouse.yaml')
   writeFileSync(config, yaml)
-  return loadConfig({ flags: { config }, env })
+  return loadConfig({ flags: { config }, env, readYaml })
 }
 
 /** The faults of a file, without its folder; none of them may show the canary. */

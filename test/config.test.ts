@@ -9,6 +9,7 @@ import { parse } from 'yaml'
 import { isLoopback } from '../config/addresses.js'
 import { settingsHelp } from '../config/help.js'
 import { authMode, ConfigError, loadConfig } from '../config/load.js'
+import { readYaml } from '../config/read-yaml.js'
 import { type Config, defaults, settings } from '../config/schema.js'
 import { selfSigned } from './certificate.js'
 import { runServerCommand, scratchDir } from './harness.js'
@@ -25,11 +26,11 @@ interface Sources {
 let configFiles = 0
 
 function load(t: Test, { yaml, env = {}, flags = {} }: Sources): Config {
-  if (yaml === undefined) return loadConfig({ flags, env })
+  if (yaml === undefined) return loadConfig({ flags, env, readYaml })
   const folder = join(scratchDir(t), String(configFiles++))
   mkdirSync(folder)
   writeFileSync(join(folder, 'boathouse.yaml'), yaml)
-  return loadConfig({ flags: { config: join(folder, 'boathouse.yaml'), ...flags }, env })
+  return loadConfig({ flags: { config: join(folder, 'boathouse.yaml'), ...flags }, env, readYaml })
 }
 
 /** The faults of a configuration, with the file's folder left out; empty when it loads. */
@@ -75,6 +76,8 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     log: { level: 'info', format: 'auto' },
     uploads: { expireAfter: 24 * 3_600_000, maxPerRepository: 1000, maxBlobSize: 1024 ** 4 },
     gc: { interval: 900_000, grace: 24 * 3_600_000 },
+    verify: { rate: 50 * 1024 ** 2 },
+    snapshots: { interval: 3_600_000, keep: 24 },
     manifests: { sparse: [] },
     mirrors: [],
     proxy: { exceptions: [] },
@@ -98,7 +101,7 @@ const exampleText = readFileSync(example, 'utf8')
 const exampleInForce = exampleText.replaceAll(/^( *)#(\w+:)/gm, '$1$2')
 
 t.test('the example file, as it is, loads to the defaults', async (t) => {
-  t.strictSame(loadConfig({ flags: { config: example }, env: {} }), defaults)
+  t.strictSame(loadConfig({ flags: { config: example }, env: {}, readYaml }), defaults)
 })
 
 t.test('the example file has every setting and no other, with its default', async (t) => {
@@ -134,6 +137,8 @@ t.test('the example file has every setting and no other, with its default', asyn
     'admin.passwordFile',
     'tokens.service',
     'tokens.keyFile',
+    'gc.untagged',
+    'verify.schedule',
     'proxy.http',
     'proxy.https',
   ])
@@ -195,6 +200,10 @@ const others: Record<string, { text: string; value: unknown }> = {
   'gc.interval': { text: '1h', value: 3_600_000 },
   'gc.grace': { text: '2s', value: 2000 },
   'gc.untagged': { text: '7d', value: 7 * 86_400_000 },
+  'verify.rate': { text: 'unlimited', value: Number.POSITIVE_INFINITY },
+  'verify.schedule': { text: '0 3 * * 0', value: '0 3 * * 0' },
+  'snapshots.interval': { text: '10m', value: 600_000 },
+  'snapshots.keep': { text: '3', value: 3 },
   'uploads.maxBlobSize': { text: '64MiB', value: 64 * 1024 ** 2 },
   'manifests.sparse': { text: 'team/app,mirror/**', value: ['team/app', 'mirror/**'] },
   'proxy.http': { text: 'http://proxy.example.com:3128/', value: 'http://proxy.example.com:3128' },
@@ -227,6 +236,10 @@ const variables: Record<string, string> = {
   'gc.grace': 'BOATHOUSE_GC_GRACE',
   'gc.untagged': 'BOATHOUSE_GC_UNTAGGED',
   'uploads.maxBlobSize': 'BOATHOUSE_UPLOADS_MAX_BLOB_SIZE',
+  'verify.rate': 'BOATHOUSE_VERIFY_RATE',
+  'verify.schedule': 'BOATHOUSE_VERIFY_SCHEDULE',
+  'snapshots.interval': 'BOATHOUSE_SNAPSHOTS_INTERVAL',
+  'snapshots.keep': 'BOATHOUSE_SNAPSHOTS_KEEP',
   'manifests.sparse': 'BOATHOUSE_MANIFESTS_SPARSE',
   mirrors: 'BOATHOUSE_MIRRORS',
   'proxy.http': 'BOATHOUSE_PROXY_HTTP',
@@ -483,6 +496,10 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'gc.interval': ['9ms', '25d', 'never', '15', '~'],
     'gc.grace': ['9ms', '366d', '24', '~'],
     'gc.untagged': ['9ms', '3651d', 'never', '~'],
+    'verify.rate': ['0B', '50', 'fast', '~'],
+    'verify.schedule': ['daily', '61 3 * * *', '0 3 * *', '0 0 30 2 *', '~'],
+    'snapshots.interval': ['99ms', '25d', 'never', '~'],
+    'snapshots.keep': ['-1', '1001', 'all', '~'],
     'uploads.maxPerRepository': ['0', '1000001', '1.5', 'all', '~'],
     'uploads.maxBlobSize': ['1', 'huge', '~'],
     'manifests.sparse': ['{a: b}', '[1]', '[[a]]', 'true', '5', '[""]', 'team/App', '~'],
@@ -578,7 +595,7 @@ t.test('a fault in a value that a later source replaces is told nevertheless', a
 
 t.test('the message of the error holds every fault on a line of its own', async (t) => {
   const env = { BOATHOUSE_WORKERS: 'many', BOATHOUSE_LOG_LEVEL: 'lo\nud' }
-  t.throws(() => loadConfig({ flags: {}, env }), {
+  t.throws(() => loadConfig({ flags: {}, env, readYaml }), {
     name: 'ConfigError',
     message: [
       'BOATHOUSE_WORKERS is "many": write auto or a number from 1 to 64.',

@@ -28,7 +28,7 @@ interface Room {
 
 const oci = /^src\/oci\//
 const config = /^config\//
-const ports = /^storage\/(?:blob|metadata|access|collection|mirror)-store\.ts$/
+const ports = /^storage\/(?:blob|metadata|access|collection|mirror|integrity)-store\.ts$/
 const composition = /^src\/(?:app|stores|token-app|mirror-app)\.ts$/
 const version = /^src\/version\.ts$/
 
@@ -39,7 +39,7 @@ const rooms: readonly Room[] = [
   {
     name: 'the rules',
     files: /^src\/registry\//,
-    imports: [oci, /^storage\/(?:blob|metadata|collection)-store\.ts$/],
+    imports: [oci, /^storage\/(?:blob|metadata|collection|integrity)-store\.ts$/],
   },
   { name: 'access', files: /^src\/auth\//, imports: [oci, /^storage\/access-store\.ts$/] },
   {
@@ -74,8 +74,8 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/(?:uploads|gc(?:-[a-z]+)?)\.ts$/,
-      /^storage\/(?:data-folder|key-store|errors|migrations)\.ts$/,
+      /^src\/registry\/(?:uploads|verify|gc(?:-[a-z]+)?)\.ts$/,
+      /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
     ],
   },
   {
@@ -124,7 +124,7 @@ const modules: Readonly<Record<string, RegExp>> = {
   'node:process': /^$/,
   'node:repl': /^$/,
   'node:vm': /^$/,
-  'node:worker_threads': /^storage\/sqlite-writer/,
+  'node:worker_threads': /^storage\/sqlite-(?:writer|index)/,
 }
 
 /** What the language may use of Node: nothing that reads or writes. */

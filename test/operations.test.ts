@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { clientAddress } from '../src/http/origin.js'
 import {
   eventually,
   everyReplyKeptTheRules,
@@ -212,3 +213,10 @@ t.test('pretty lines for people where they are asked for', async (t) => {
 })
 
 everyReplyKeptTheRules(t)
+
+t.test('addresses are written as people know them, also where both kinds are listened on', async (t) => {
+  const addressOf = (ip: string) => clientAddress({ ip, protocol: 'http', host: undefined })
+  t.equal(addressOf('::ffff:192.0.2.7'), '192.0.2.7')
+  t.equal(clientAddress({ ip: undefined, protocol: 'http', host: undefined }), '', 'who has left has none')
+  for (const ip of ['192.0.2.7', '::1', '2001:db8::7', '::ffff:c000:207']) t.equal(addressOf(ip), ip)
+})

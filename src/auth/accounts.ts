@@ -166,13 +166,14 @@ export class Accounts {
     const { user, rules, version } = await this.#rightsOf(name)
     const limits = token === undefined ? undefined : new RuleSet(token.scopes)
     const everybody = (await this.#rightsOf('')).rules
+    const counts = name === '' ? this.#anonymousRule : undefined
     return {
       name,
       epoch: user?.epoch ?? 0,
       accessToken: token?.id,
       version,
       may: (action, repository) =>
-        ((user?.isAdmin === true || rules.allows(action, repository)) &&
+        ((user?.isAdmin === true || rules.allows(action, repository, counts)) &&
           (limits === undefined || limits.allows(action, repository))) ||
         everybody.allows(action, repository, this.#anonymousRule),
       mayAdminister: (repository) =>

@@ -6,15 +6,12 @@ import { explainDigest, type Reason } from '../registry/gc-explain.js'
 import { previewCollection } from '../registry/gc-preview.js'
 import { createCollector } from '../stores.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
+import { interruptible, type Progress, showProgress } from './progress.js'
 import { type Place, withPlace } from './store.js'
-import { formatJson, formatTable, formatTime } from './table.js'
+import { formatBytes, formatJson, formatTable, formatTime } from './table.js'
 
 /** Milliseconds for which a command waits for a collection of the server. */
 const patience = 60_000
-
-/** Milliseconds between two words about how far it is: on a terminal, and elsewhere. */
-const terminalInterval = 200
-const pipeInterval = 5000
 
 /** `boathouse gc` */
 export const gc: Command = {
@@ -68,55 +65,37 @@ function optionsOf({ config }: Place): GarbageOptions {
 }
 
 async function collect(place: Place, unknown: boolean): Promise<CollectionReport> {
-  const collector = createCollector(place.config, place.stores, `command-${process.pid}`)
-  const stop = new AbortController()
-  const onSignal = () => stop.abort()
-  process.on('SIGINT', onSignal)
-  process.on('SIGTERM', onSignal)
   const progress = showProgress()
   try {
-    const deadline = performance.now() + patience
-    for (;;) {
-      const report = await collector.collect({
-        strangers: unknown ? 'all' : 'some',
-        signal: stop.signal,
-        onProgress: progress.show,
-      })
-      if (report !== undefined) {
-        const { blobs, bytes } = report
-        place.audit('garbage collected', { blobs, bytes })
-        return report
-      }
-      if (stop.signal.aborted || performance.now() > deadline) {
-        throw new Refusal('The server is collecting garbage already: nothing is left to do here.')
-      }
-      await delay(200)
-    }
+    return await interruptible((signal) => collectUntil(signal, place, unknown, progress))
   } finally {
     progress.end()
-    process.off('SIGINT', onSignal)
-    process.off('SIGTERM', onSignal)
   }
 }
 
-/** A line that changes on a terminal, a line now and then in a pipe; both beside the answer. */
-function showProgress() {
-  const isTerminal = process.stderr.isTTY === true
-  const interval = isTerminal ? terminalInterval : pipeInterval
-  let shownAt = performance.now()
-  let isShown = false
-  return {
-    show({ blobs, bytes }: CollectionReport): void {
-      if (performance.now() - shownAt < interval) return
-      shownAt = performance.now()
-      isShown = true
-      const line = `removed ${blobs} blobs, ${formatBytes(bytes)}`
-      if (isTerminal) process.stderr.write(`\r\x1b[K${line}`)
-      else note(line)
-    },
-    end(): void {
-      if (isTerminal && isShown) process.stderr.write('\r\x1b[K')
-    },
+async function collectUntil(
+  signal: AbortSignal,
+  place: Place,
+  unknown: boolean,
+  progress: Progress,
+): Promise<CollectionReport> {
+  const collector = createCollector(place.config, place.stores, `command-${process.pid}`)
+  const deadline = performance.now() + patience
+  for (;;) {
+    const report = await collector.collect({
+      strangers: unknown ? 'all' : 'some',
+      signal,
+      onProgress: ({ blobs, bytes }) => progress.show(() => `removed ${blobs} blobs, ${formatBytes(bytes)}`),
+    })
+    if (report !== undefined) {
+      const { blobs, bytes } = report
+      place.audit('garbage collected', { blobs, bytes })
+      return report
+    }
+    if (signal.aborted || performance.now() > deadline) {
+      throw new Refusal('The server is collecting garbage already: nothing is left to do here.')
+    }
+    await delay(200)
   }
 }
 
@@ -170,15 +149,4 @@ async function tellReasons(place: Place, digest: Digest, json: boolean): Promise
 function sentence({ what, isKept, until, why }: Reason): string {
   if (!isKept) return `${what}: goes with the next collection: ${why}`
   return `${what}: kept${until === undefined ? '' : ` until ${formatTime(until, '')}`}: ${why}`
-}
-
-function formatBytes(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
-  let value = bytes
-  let at = 0
-  while (value >= 1024 && at < units.length - 1) {
-    value /= 1024
-    at++
-  }
-  return `${at === 0 ? value : value.toFixed(1)} ${units[at]}`
 }

@@ -23,7 +23,7 @@ certificate. Exit code 0: it answers; 1: it does not.`,
       listen: { type: 'string' },
     })
     words(positionals)
-    const url = addressOf(loadConfigFromProcess(values))
+    const url = addressOf(await loadConfigFromProcess(values))
     const status = await ask(url).catch((error: Error & { code?: string }) => {
       throw new Refusal(`${url} does not answer (${error.code ?? error.message}).`)
     })

@@ -1,6 +1,7 @@
 import { settingsHelp } from '../../config/help.js'
 import { loadConfigFromProcess } from '../../config/load.js'
 import { DataFolderInUseError } from '../../storage/data-folder.js'
+import { IndexDamagedError } from '../../storage/errors.js'
 import { NewerSchemaError } from '../../storage/migrations.js'
 import { type Command, parseExactly, Refusal, words } from './command.js'
 import { serve } from './serve.js'
@@ -24,12 +25,13 @@ ${settingsHelp()}`,
       data: { type: 'string' },
     })
     words(positionals)
-    const config = loadConfigFromProcess(values)
+    const config = await loadConfigFromProcess(values)
     try {
       return await serve(config)
     } catch (error) {
       const isExpected =
         error instanceof StartError ||
+        error instanceof IndexDamagedError ||
         error instanceof DataFolderInUseError ||
         error instanceof NewerSchemaError
       throw new Refusal(isExpected ? error.message : describeStartFailure(error, config))

@@ -4,7 +4,9 @@ import type { Server as TlsServer } from 'node:tls'
 import type { Logger } from 'pino'
 import type { Config } from '../../config/schema.js'
 import { joinDataFolder } from '../../storage/data-folder.js'
+import { IndexDamagedError } from '../../storage/errors.js'
 import { type App, createApp, type MetricsText, readTls } from '../app.js'
+import { exitCodes } from './exit-codes.js'
 import { flushLogger } from './logger.js'
 
 /** Milliseconds between two looks at the certificate's files. */
@@ -34,8 +36,12 @@ export async function startWorker(config: Config, options: WorkerOptions): Promi
   const app = await createApp(config, {
     ...options,
     onFatal: (error) => {
-      logger.fatal({ err: error }, 'the index cannot be written: this process ends, a new one will try again')
-      void flushLogger(logger).then(() => process.exit(70))
+      const isDamaged = error instanceof IndexDamagedError
+      const again = 'the index cannot be written: this process ends, a new one will try again'
+      logger.fatal({ err: error }, isDamaged ? error.message : again)
+      void flushLogger(logger).then(() =>
+        process.exit(isDamaged ? exitCodes.indexDamaged : exitCodes.indexUnwritable),
+      )
     },
   })
   await app.http.listen({ host: config.listen.host, port: config.listen.port, backlog: 1024 })

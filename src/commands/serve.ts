@@ -2,11 +2,15 @@ import type { Logger } from 'pino'
 import { authMode } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
 import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
+import { IndexDamagedError } from '../../storage/errors.js'
 import type { UploadService } from '../registry/uploads.js'
-import { createCollector, createUploads, openStores, type Stores } from '../stores.js'
+import { createCollector, createUploads, createVerifier, openStores, type Stores } from '../stores.js'
 import { version } from '../version.js'
 import { startCollecting } from './collecting.js'
+import { exitCodes } from './exit-codes.js'
 import { createLogger, flushLogger } from './logger.js'
+import { startSnapshots } from './snapshotting.js'
+import { startVerifying } from './verifying.js'
 import { WorkerPool } from './worker-pool.js'
 
 /** Milliseconds between two rounds of expiry, at the most and at the least. */
@@ -36,16 +40,23 @@ export async function serve(config: Config): Promise<number> {
   const pool =
     config.workers === 1
       ? undefined
-      : new WorkerPool(config, logger, (name) => void releaseTurns(primary?.stores, `${name}:`, logger))
+      : new WorkerPool(config, logger, {
+          onDeath: (name) => void releaseTurns(primary?.stores, `${name}:`, logger),
+          onDamage: () => process.exit(exitCodes.indexDamaged),
+        })
   try {
     primary = await takePrimary(config, logger)
     const { folder, stores } = primary
     const stopExpiry = startExpiry(createUploads(config, stores, 'primary'), config, logger)
     const server = await startServer(config, pool, logger)
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
+    const stopVerifying = startVerifying(createVerifier(stores, 'primary'), config, logger)
+    const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     announce(config, server.address)
     await stopSignal(logger)
     await server.stop()
+    await stopSnapshots()
+    await stopVerifying()
     await stopCollecting()
     await stopExpiry()
     await stores.close()
@@ -63,10 +74,7 @@ export async function serve(config: Config): Promise<number> {
 async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
   const folder = await takeDataFolder(config.data)
   if (folder.warning !== undefined) logger.warn(folder.warning)
-  const stores = await openStores(config, (error) => {
-    logger.fatal({ err: error }, 'the index cannot be written')
-    void flushLogger(logger).then(() => process.exit(70))
-  })
+  const stores = await openStores(config, (error) => endAtOnce(error, logger))
   if (authMode(config) === 'token') {
     const { prepareAccess } = await import('./prepare-access.js')
     await prepareAccess(config, stores.access, logger)
@@ -74,6 +82,15 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
   // Nobody else runs on this folder: whoever held a turn is dead.
   await stores.metadata.releaseTurns('')
   return { folder, stores }
+}
+
+/** Nothing more may be written: what is on the disk is all that there is to go on from. */
+function endAtOnce(error: Error, logger: Logger): void {
+  const isDamaged = error instanceof IndexDamagedError
+  logger.fatal({ err: error }, isDamaged ? error.message : 'the index cannot be written')
+  void flushLogger(logger).then(() =>
+    process.exit(isDamaged ? exitCodes.indexDamaged : exitCodes.indexUnwritable),
+  )
 }
 
 async function startServer(config: Config, pool: WorkerPool | undefined, logger: Logger): Promise<Server> {

@@ -28,7 +28,7 @@ export interface Place {
 export async function withPlace<T>(values: SharedValues, task: (place: Place) => Promise<T>): Promise<T> {
   const { log, ...flags } = values
   if (log !== undefined && log !== 'json') throw new Misuse('--log takes the word json.')
-  const config = loadConfigFromProcess({ config: flags.config, data: flags.data })
+  const config = await loadConfigFromProcess({ config: flags.config, data: flags.data })
   const paths = dataPaths(config.data)
   checkFolder(config.data, paths.database)
   const { audit, flush } = await openAudit(log)

@@ -4,6 +4,7 @@ import type { Logger } from 'pino'
 import type { AggregatorRegistry, PrometheusContentType } from 'prom-client'
 import { threadpoolSize } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
+import { exitCodes } from './exit-codes.js'
 import type { FromWorker, ToWorker } from './messages.js'
 import { StartError } from './start-failure.js'
 
@@ -13,12 +14,19 @@ const fileThreads = 16
 /** Milliseconds before a worker that died is replaced. */
 const respawnPause = 1000
 
+/** Who hears of workers that ended by themselves. */
+export interface PoolWatcher {
+  /** What the worker of this name held is free. */
+  onDeath(name: string): void
+  /** A worker found the index damaged, and said so in the log; all of them have been ended. */
+  onDamage(): void
+}
+
 /** The worker processes: they serve one port over one data folder as one server. */
 export class WorkerPool {
   readonly #config: Config
   readonly #logger: Logger
-  /** Called with the name of a worker that died: what it held is free. */
-  readonly #onDeath: (name: string) => void
+  readonly #watcher: PoolWatcher
   /** Resolves when the data folder is ready for the workers. */
   readonly #ready: Promise<void>
   #begin: () => void = () => undefined
@@ -30,10 +38,10 @@ export class WorkerPool {
   /**
    * Starts the processes at once: they load while the data folder is prepared, and wait for {@link start}.
    */
-  constructor(config: Config, logger: Logger, onDeath: (name: string) => void) {
+  constructor(config: Config, logger: Logger, watcher: PoolWatcher) {
     this.#config = config
     this.#logger = logger
-    this.#onDeath = onDeath
+    this.#watcher = watcher
     this.#ready = new Promise((resolve) => {
       this.#begin = resolve
     })
@@ -85,8 +93,13 @@ export class WorkerPool {
 
   #replace(worker: Worker, code: number, signal: string): void {
     if (this.#isStopping) return
+    if (code === exitCodes.indexDamaged) {
+      this.kill()
+      this.#watcher.onDamage()
+      return
+    }
     this.#logger.error({ worker: worker.id, code, signal }, 'a worker died: starting another')
-    this.#onDeath(nameOf(worker))
+    this.#watcher.onDeath(nameOf(worker))
     setTimeout(() => {
       if (!this.#isStopping) this.#fork()
     }, respawnPause)

@@ -24,8 +24,9 @@ export function replyError(
     return refusal
   }
   const body = errorBody(refusal.entries)
-  // Docker shows the body of no 5xx, but the words of the status line: they must say what the upstream did.
-  if (refusal.kind.startsWith('UPSTREAM_')) response.statusMessage = statusLineOf(refusal.message)
+  // Docker shows the body of no 5xx, but the words of the status line: they must say what is wrong.
+  const isForPeople = refusal.kind.startsWith('UPSTREAM_') || refusal.kind === 'BLOB_DAMAGED'
+  if (isForPeople) response.statusMessage = statusLineOf(refusal.message)
   send(
     request,
     response,

@@ -1,7 +1,7 @@
 /** Where a request comes from, as the server sees it, or as a proxy tells it that the configuration trusts. */
 export interface Origin {
-  /** The client's address. */
-  readonly ip: string
+  /** The client's address; undefined when its connection has closed already. */
+  readonly ip: string | undefined
   readonly protocol: string
   /** Host and port that the client asked for. */
   readonly host: string | undefined
@@ -9,6 +9,14 @@ export interface Origin {
 
 /** What a Host header may hold: nothing that could end a quoted string. */
 const hostGrammar = /^[\w.-]+(?::\d{1,5})?$|^\[[0-9a-fA-F:.]+\](?::\d{1,5})?$/
+
+/**
+ * The client's address as people write it: IPv4 also where the server listens on all addresses of both kinds. Empty
+ * for somebody who has left already.
+ */
+export function clientAddress({ ip = '' }: Origin): string {
+  return ip.startsWith('::ffff:') && ip.includes('.') ? ip.slice('::ffff:'.length) : ip
+}
 
 /**
  * The address under which the client reaches this registry, without a slash at its end: the configured one, or

@@ -11,7 +11,7 @@ import { challengeHeader, tokenPath } from './challenge.js'
 import { MethodError, replyError, replyParserError } from './errors.js'
 import { Exchange } from './exchange.js'
 import type { Metrics } from './metrics.js'
-import { type Origin, publicAddress } from './origin.js'
+import { clientAddress, type Origin, publicAddress } from './origin.js'
 import { foldPath, invalidPath } from './path.js'
 import { allowedMethods, type Handlers, type Route, routes } from './routes.js'
 
@@ -125,6 +125,7 @@ async function serve(
   const started = performance.now()
   const request = origin.raw
   const { socket } = request
+  const address = clientAddress(origin)
   let user: string | undefined
   let refusal: RegistryError | undefined
   let isClosed = false
@@ -150,13 +151,12 @@ async function serve(
       seconds,
       ...bytes,
     })
-    logRequest(logger, request, response, { route, seconds, refusal, user, address: origin.ip, ...bytes })
+    logRequest(logger, request, response, { route, seconds, refusal, user, address, ...bytes })
   })
   try {
     refuseBadHead(request)
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const address = origin.ip
     const authorized = await authorize(route, request, options, { name: params.name, address })
     user = authorized.caller.identity.name
     if (authorized.target?.namespace !== undefined) {

@@ -4,7 +4,7 @@ import type { MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { GarbageCollector } from '../registry/gc.js'
-import type { FillTask } from './fill.js'
+import type { FillTask } from './fill-task.js'
 
 /** The lease of whoever makes room: one at a time in the whole data folder, so that nobody evicts for another. */
 const leaseKey = 'evict'

@@ -2,6 +2,7 @@ import type { Writable } from 'node:stream'
 import type { Copier } from '../../storage/blob-store.js'
 import type { OpenBlob } from '../registry/blobs.js'
 import type { Fill } from './fill.js'
+import { toRefusal } from './refusals.js'
 
 /** Reads a blob that is still coming in: its file stays the same when the upload becomes a blob. */
 export class FillReader implements OpenBlob {
@@ -19,11 +20,15 @@ export class FillReader implements OpenBlob {
   /**
    * A part that ends before the blob does could be wrong and complete: it waits until the blob has been found
    * right. What reaches the blob's end never gets its last byte before.
-   * @throws what ended the fill
+   * @throws RegistryError for what ended the fill: nothing has been sent yet, the client can be told
    */
   async ready(end: number): Promise<void> {
-    if (end < this.size - 1 || this.size === 0) await this.#fill.stored()
-    else await this.#fill.reached(0)
+    try {
+      if (end < this.size - 1 || this.size === 0) await this.#fill.right()
+      else await this.#fill.reached(0)
+    } catch (error) {
+      throw toRefusal(error, 'BLOB_UNKNOWN')
+    }
   }
 
   async copyTo(sink: Writable, start: number, end: number): Promise<void> {

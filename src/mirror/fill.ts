@@ -1,11 +1,12 @@
+import { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { BlobStore, Copier, UploadReader } from '../../storage/blob-store.js'
-import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
-import type { MirrorStore } from '../../storage/mirror-store.js'
+import type { Copier, UploadReader } from '../../storage/blob-store.js'
+import type { Upload } from '../../storage/metadata-store.js'
 import { algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
-import type { RepositoryName } from '../oci/reference.js'
-import { type Upstream, type UpstreamBlob, UpstreamError } from './upstream.js'
+import { isShort, whileRoom, without } from './fill-pieces.js'
+import type { FillContext, FillTask } from './fill-task.js'
+import { type UpstreamBlob, UpstreamError } from './upstream.js'
 
 /** Owner of the uploads that fills are: no user can have this name. */
 export const fillOwner = '/mirror'
@@ -19,45 +20,18 @@ const condemnedPause = 20
 /** Looks at the bytes for each look at whether the other worker is still there. */
 const looksPerCheck = 10
 
-/** Milliseconds between two looks at whether the disk still has room. */
-const floorInterval = 250
-
 /** Times that a transfer which was cut off is taken up again without having got any further. */
 const mostFruitless = 3
 
+/**
+ * Readers that hear of every write. A crowd hears of several at once, in milliseconds: each write would cost a read
+ * and a write for every one of them.
+ */
+const fewReaders = 4
+const crowdInterval = 40
+
 /** Bytes that are not shown to anybody before the whole blob has been found right: no wrong blob is ever complete. */
 const heldBack = 1
-
-/** What is to be fetched. */
-export interface FillTask {
-  /** The upload that the bytes go to. */
-  readonly id: string
-  readonly mirror: string
-  readonly upstream: Upstream
-  /** The repository here, and its name upstream. */
-  readonly repository: RepositoryName
-  readonly remote: RepositoryName
-  readonly digest: Digest
-}
-
-/** What fills work with. */
-export interface FillContext {
-  readonly blobs: BlobStore
-  readonly metadata: MetadataStore
-  readonly mirrors: MirrorStore
-  /** A new name for a turn. */
-  readonly newHolder: () => string
-  /** Bytes. */
-  readonly maxBlobSize: number
-  /** Notes the size of a blob if there is room for it now. */
-  readonly admitAtOnce: (task: FillTask, holder: string, size: number) => Promise<boolean>
-  /** Waits until a blob of this size may be written, and notes its size. @throws RegistryError STORAGE_FULL */
-  readonly admit: (task: FillTask, holder: string, size: number, signal: AbortSignal) => Promise<void>
-  /** Looks whether fills may go on. @throws RegistryError STORAGE_FULL */
-  readonly checkFloor: () => Promise<void>
-  /** Hears of bytes that came from upstream. */
-  readonly onFetched: (bytes: number) => void
-}
 
 /**
  * One blob on its way from upstream into the store. The worker that holds the upload's turn fetches it; the
@@ -70,8 +44,11 @@ export class Fill {
   readonly #waiting = new Set<() => void>()
   #bytes: Copier | undefined
   #readers = 0
+  #telling: NodeJS.Timeout | undefined
   #size: number | undefined
   #stored = 0
+  /** Whether all bytes have come and have the digest: from then on they may be shown, durable or not. */
+  #isRight = false
   #outcome: { readonly error: Error | undefined } | undefined
   /** Resolves when it has ended, well or not. */
   readonly ended: Promise<void>
@@ -118,6 +95,12 @@ export class Fill {
     if (this.#outcome?.error !== undefined) throw this.#outcome.error
   }
 
+  /** Resolves when the bytes have been found right. @throws what ended the fill */
+  async right(): Promise<void> {
+    while (!this.#isRight && this.#outcome === undefined) await this.#change()
+    if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
+  }
+
   /**
    * Waits until more than `position` bytes may be shown.
    * @returns how many may be shown
@@ -125,7 +108,7 @@ export class Fill {
    */
   async reached(position: number): Promise<number> {
     for (;;) {
-      if (this.#outcome?.error !== undefined) throw this.#outcome.error
+      if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
       const shown = this.#shown()
       if (shown > position || this.#outcome !== undefined) return shown
       await this.#change()
@@ -134,7 +117,8 @@ export class Fill {
 
   #shown(): number {
     if (this.#outcome !== undefined) return this.#size ?? this.#stored
-    return this.#size === undefined ? 0 : Math.min(this.#stored, this.#size - heldBack)
+    if (this.#size === undefined) return 0
+    return this.#isRight ? this.#size : Math.min(this.#stored, this.#size - heldBack)
   }
 
   /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
@@ -159,12 +143,16 @@ export class Fill {
   }
 
   #tell(): void {
+    clearTimeout(this.#telling)
+    this.#telling = undefined
     const waiting = [...this.#waiting]
     this.#waiting.clear()
     for (const resolve of waiting) resolve()
   }
 
+  /** @throws UpstreamError when clients were told another size: what they got would look complete and be wrong */
   #learnSize(size: number): void {
+    if (this.#size !== undefined && this.#size !== size) throw this.#wrong('named two sizes')
     this.#size = size
     this.#tell()
   }
@@ -172,6 +160,12 @@ export class Fill {
   #learnStored(stored: number): void {
     if (stored === this.#stored) return
     this.#stored = stored
+    if (this.#waiting.size <= fewReaders) this.#tell()
+    else this.#telling ??= setTimeout(() => this.#tell(), crowdInterval)
+  }
+
+  #learnRight(): void {
+    this.#isRight = true
     this.#tell()
   }
 
@@ -238,34 +232,26 @@ export class Fill {
 
   /** Fetches with the turn in hand. A transfer that was cut off leaves what came of it, and says why. */
   async #lead(upload: Upload, holder: string): Promise<'done' | { gained: number; failure: Error }> {
-    const { blobs, metadata } = this.#context
+    const { metadata } = this.#context
     const { id } = this.#task
+    let offset = 0
     try {
-      const source = await this.#openAdmitted(upload.offset, holder)
-      const offset = source.offset
-      if (source.size !== undefined) this.#learnSize(source.size)
+      offset = await this.#kept()
       this.#learnStored(offset)
-      const appended = await this.#whileRoom(source, () =>
-        blobs.append(id, source.body, {
-          offset,
-          digest: offset === 0 ? undefined : upload.digest,
-          limit: source.size ?? this.#context.maxBlobSize,
-          algorithm: upload.algorithm,
-          onProgress: (stored) => this.#learnStored(stored),
-        }),
-      )
-      this.#context.onFetched(appended.size - offset)
-      if (appended.failure instanceof RegistryError) throw appended.failure
-      const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
+      if (offset > 0 && offset === (await this.#context.mirrors.findFill(id))?.size) {
+        await this.#finish({ size: offset, digest: undefined }, holder, true)
+        return 'done'
+      }
+      const { appended, failure } = await this.#append(upload, holder, offset)
       if (failure === undefined) {
         await this.#finish(appended, holder, offset > 0)
         return 'done'
       }
       const progress = { offset: appended.size, digest: appended.digest }
       await metadata.saveProgress(id, holder, progress, Date.now())
-      return { gained: appended.size - upload.offset, failure }
+      return { gained: appended.size - offset, failure }
     } catch (error) {
-      await this.#giveBack(holder, error, upload.offset === 0)
+      await this.#giveBack(holder, error, offset === 0)
       throw error instanceof RegistryError && error.kind === 'BLOB_TOO_LARGE' ? this.#tooLong() : error
     }
   }
@@ -293,21 +279,44 @@ export class Fill {
     throw this.#wrong('said two sizes')
   }
 
-  /** Others fill the disk, too, and not every upstream says how much it is going to send. */
-  async #whileRoom<T>(source: UpstreamBlob, work: () => Promise<T>): Promise<T> {
-    let look: Promise<void> | undefined
-    const check = async () => {
-      await this.#context.checkFloor().catch((error: Error) => source.body.destroy(error))
-      look = undefined
-    }
-    const timer = setInterval(() => {
-      look ??= check()
-    }, floorInterval)
+  /**
+   * Bytes that earlier tries have left, those of a worker that was killed included: all are hashed in the end.
+   * They are never written anew, since clients may have them.
+   */
+  async #kept(): Promise<number> {
+    const reader = await this.#context.blobs.openUpload(this.#task.id)
     try {
-      return await work()
+      return (await reader?.currentSize()) ?? 0
     } finally {
-      clearInterval(timer)
-      await look
+      await reader?.close()
+    }
+  }
+
+  async #append(upload: Upload, holder: string, offset: number) {
+    const { blobs } = this.#context
+    const { id } = this.#task
+    const source = await this.#openAdmitted(offset, holder)
+    const body = source.offset < offset ? Readable.from(without(source.body, offset)) : source.body
+    try {
+      if (source.size !== undefined) this.#learnSize(source.size)
+      const appended = await whileRoom(source.body, this.#context.checkFloor, () =>
+        blobs.append(id, body, {
+          offset,
+          digest: offset === upload.offset ? upload.digest : undefined,
+          limit: source.size ?? this.#context.maxBlobSize,
+          algorithm: upload.algorithm,
+          onProgress: (stored) => this.#learnStored(stored),
+          onWritten: ({ size, digest }) => {
+            if (digest === this.#task.digest && size === source.size) this.#learnRight()
+          },
+        }),
+      )
+      this.#context.onFetched(appended.size - source.offset)
+      if (appended.failure instanceof RegistryError) throw appended.failure
+      const failure = appended.failure ?? (isShort(appended.size, source.size) ? this.#cutOff() : undefined)
+      return { appended, failure }
+    } finally {
+      source.body.destroy()
     }
   }
 
@@ -341,7 +350,7 @@ export class Fill {
     if (!(await metadata.finishUpload(id, holder, blob, Date.now()))) {
       throw new RegistryError('UNAVAILABLE', 'the blob could not be recorded')
     }
-    this.#size = appended.size
+    this.#learnSize(appended.size)
   }
 
   /** A transfer that may go on later keeps its bytes; wrong bytes go at once, and so does one that has none. */
@@ -352,7 +361,11 @@ export class Fill {
     const isLost = error instanceof RegistryError
     try {
       if (!isWrong && !isLost && !isEmpty) await metadata.releaseTurn(id, holder)
-      else if (await metadata.removeUpload(id, holder)) await blobs.discard(id)
+      else {
+        // With the turn still in hand: the next try must not find these bytes, nor lose its own.
+        await blobs.discard(id)
+        await metadata.removeUpload(id, holder)
+      }
     } catch {
       // The failure itself is the one to report. A turn that stays taken is given back at the next start.
     }
@@ -371,8 +384,4 @@ export class Fill {
   #cutOff(): UpstreamError {
     return new UpstreamError('unavailable', `${this.#task.mirror} cut off blob ${this.#task.digest}`)
   }
-}
-
-function isShort(received: number, size: number | undefined): boolean {
-  return size !== undefined && received < size
 }

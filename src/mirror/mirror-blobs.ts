@@ -4,8 +4,9 @@ import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { BlobService, Blobs, MountSource, OpenBlob } from '../registry/blobs.js'
-import { Fill, type FillContext } from './fill.js'
+import { Fill } from './fill.js'
 import { FillReader } from './fill-reader.js'
+import type { FillContext } from './fill-task.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
 import { toRefusal } from './refusals.js'
@@ -55,17 +56,18 @@ export class MirrorBlobs implements Blobs {
     const mirror = this.#options.mirrors.of(repository)
     if (mirror === undefined) return this.#local.openBlob(repository, digest)
     const size = await this.#metadata.findBlob(repository, digest)
-    if (size !== undefined) {
-      const opened = await this.#openHere(repository, digest)
-      if (opened !== undefined) {
-        mirror.hit(size, digest)
-        return opened
-      }
+    const stored = size === undefined ? undefined : await this.#openStored(mirror, repository, digest, size)
+    if (size !== undefined && stored !== undefined) {
+      mirror.hit(size, digest)
+      return stored
     }
     await this.#refuseLocal(repository, digest)
     mirror.miss()
     return this.#ask(mirror, repository, digest, async () => {
-      if (await this.#link(mirror, repository, digest)) return this.#local.openBlob(repository, digest)
+      const isLost = size !== undefined
+      if (!isLost && (await this.#link(mirror, repository, digest))) {
+        return this.#local.openBlob(repository, digest)
+      }
       const fill = this.#fill(mirror, repository, digest)
       fill.enter()
       try {
@@ -75,16 +77,6 @@ export class MirrorBlobs implements Blobs {
         throw error
       }
     })
-  }
-
-  /** Opens a blob that is stored; undefined when it has been evicted since it was found. */
-  async #openHere(repository: RepositoryName, digest: Digest): Promise<OpenBlob | undefined> {
-    try {
-      return await this.#local.openBlob(repository, digest)
-    } catch (error) {
-      if ((await this.#metadata.findBlob(repository, digest)) !== undefined) throw error
-      return undefined
-    }
   }
 
   /** Stores a blob without sending it to anybody. @returns bytes that it has @throws as {@link statBlob} */
@@ -133,6 +125,24 @@ export class MirrorBlobs implements Blobs {
       if (!isSilent || !isPublic) throw error
     }
     return this.#options.context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
+  }
+
+  /** A blob that a repository links; undefined when its bytes are lost: then it is forgotten, and comes again. */
+  async #openStored(
+    mirror: Mirror,
+    repository: RepositoryName,
+    digest: Digest,
+    size: number,
+  ): Promise<OpenBlob | undefined> {
+    const { blobs, mirrors } = this.#options.context
+    try {
+      return await this.#local.openBlob(repository, digest)
+    } catch (error) {
+      if ((await this.#metadata.findBlob(repository, digest)) === undefined) return undefined // evicted just now
+      if ((await blobs.stat(digest))?.size === size) throw error
+      await mirrors.evict(mirror.name, [digest])
+      return undefined
+    }
   }
 
   #fill(mirror: Mirror, repository: RepositoryName, digest: Digest): Fill {

@@ -11,6 +11,7 @@ import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
 import type { ManifestService, Manifests, Notice, Push, Pushed } from '../registry/manifests.js'
+import type { PullLog } from '../registry/pulls.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
 import { Referrers } from './referrers.js'
@@ -29,6 +30,7 @@ export interface MirrorManifestOptions {
   readonly mirrors: Mirrors
   readonly sharing: Sharing
   readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly pulls: Pick<PullLog, 'note'>
   /** Patterns of the repository's tags that nobody moves, a mirror as little as a user (protocol MF-13). */
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
 }
@@ -59,9 +61,12 @@ export class MirrorManifests implements Manifests {
     const mirror = this.#options.mirrors.of(repository)
     if (mirror === undefined) return this.#local.getManifest(repository, reference)
     try {
-      return reference.kind === 'digest'
-        ? await this.#byDigest(mirror, repository, reference.digest)
-        : await this.#byTag(mirror, repository, reference.tag)
+      const manifest =
+        reference.kind === 'digest'
+          ? await this.#byDigest(mirror, repository, reference.digest)
+          : await this.#byTag(mirror, repository, reference.tag)
+      this.#options.pulls.note(repository, reference, manifest.digest)
+      return manifest
     } catch (error) {
       throw toRefusal(error, 'MANIFEST_UNKNOWN')
     }

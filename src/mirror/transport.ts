@@ -5,6 +5,7 @@ import { createSecureContext, rootCertificates, type SecureContext } from 'node:
 import { Agent, buildConnector, type Dispatcher, Pool, ProxyAgent, request } from 'undici'
 import { AddressGuard, bareHost, type Resolve } from './addresses.js'
 import { ExchangeError, toUpstreamError } from './failures.js'
+import { guardParser } from './parser-end.js'
 import { ProxyChoice, type ProxySettings } from './proxy.js'
 import type { Headers } from './rate-limit.js'
 import { Slots } from './slots.js'
@@ -211,14 +212,15 @@ function once(callback: buildConnector.Callback): (error: Error | null, socket: 
   return (error, socket) => {
     if (isSettled) socket?.destroy()
     // undici leaves the socket out when there is none, whatever its types say.
-    else if (error === null && socket) callback(null, socket)
+    else if (error === null && socket) callback(null, guardParser(socket))
     else callback(error ?? new Error('no connection'), null)
     isSettled = true
   }
 }
 
 function proxyAgent(proxy: URL, tls: TlsOptions, timeout: number): ProxyAgent {
-  const pool = (origin: string | URL, options: object) => new Pool(origin, { ...options, ...clientOptions })
+  const pool = (origin: string | URL, options: Pool.Options) =>
+    new Pool(origin, { ...options, ...clientOptions, ...guarded(options.connect) })
   return new ProxyAgent({
     ...clientOptions,
     uri: proxy.href,
@@ -228,6 +230,12 @@ function proxyAgent(proxy: URL, tls: TlsOptions, timeout: number): ProxyAgent {
     proxyTls: { ...tls, timeout },
     requestTls: { ...tls, timeout },
   })
+}
+
+/** The proxy agent makes its connections itself, by functions that it hands to its pools. */
+function guarded(connect: Pool.Options['connect']): Pool.Options {
+  if (typeof connect !== 'function') return {}
+  return { connect: (options, callback) => connect(options, once(callback)) }
 }
 
 /** A time limit that can be moved, together with signals from outside. */

@@ -12,6 +12,11 @@ export const errorTable = {
     status: 404,
     message: 'no such upload in this repository: start a new one',
   },
+  BLOB_DAMAGED: {
+    code: 'UNAVAILABLE',
+    status: 503,
+    message: 'the bytes of this blob were found damaged and put aside: push the image again',
+  },
   BLOB_TOO_LARGE: { code: 'SIZE_INVALID', status: 413, message: 'blob is larger than this registry accepts' },
   DENIED: { code: 'DENIED', status: 403, message: 'you may not do this here' },
   DIGEST_INVALID: { code: 'DIGEST_INVALID', status: 400, message: 'digest does not fit the content' },

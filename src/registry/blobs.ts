@@ -44,7 +44,11 @@ export class BlobService {
     this.#slack = leaseSlack(grace)
   }
 
-  /** Size of a blob in bytes; the caller may rely on it for the grace time. @throws RegistryError BLOB_UNKNOWN */
+  /**
+   * Size of a blob in bytes; the caller may rely on it for the grace time. A blob that is known to be damaged counts
+   * as not there: so whoever is about to push it sends its bytes.
+   * @throws RegistryError BLOB_UNKNOWN
+   */
   async statBlob(repository: RepositoryName, digest: Digest): Promise<number> {
     const size = await this.#lease(repository, digest)
     if (size === undefined) throw new RegistryError('BLOB_UNKNOWN', undefined, { detail: { digest } })
@@ -53,7 +57,7 @@ export class BlobService {
 
   /**
    * Opens a blob for reading; the caller closes it, and may rely on it as after {@link statBlob}.
-   * @throws RegistryError BLOB_UNKNOWN, or UNAVAILABLE when its file is missing or has another size
+   * @throws RegistryError BLOB_UNKNOWN, BLOB_DAMAGED, or UNAVAILABLE when its file is missing or has another size
    */
   async openBlob(repository: RepositoryName, digest: Digest): Promise<OpenBlob> {
     const size = await this.#sizeForReading(repository, digest)
@@ -72,8 +76,9 @@ export class BlobService {
       return await this.statBlob(repository, digest)
     } catch (error) {
       const size = await this.#metadata.findBlob(repository, digest)
-      if (size === undefined) throw error
-      return size
+      if (size !== undefined) return size
+      if (!(await this.#metadata.isBlobDamaged(repository, digest))) throw error
+      throw new RegistryError('BLOB_DAMAGED', undefined, { detail: { digest }, cause: error })
     }
   }
 

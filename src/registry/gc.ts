@@ -15,13 +15,17 @@ import { leaseSlack, steadyClock } from './leases.js'
 const pageSize = 500
 
 /** Rows that one transaction changes at the most. */
-const stepSize = 200
+const stepSize = 100
 
 /** Candidates that are kept in memory; when there are more, the walk is done again after these. */
 const mostCandidates = 100_000
 
 /** Blobs whose files are removed together, so that each folder is synced once for many. */
-const roundSize = 1000
+const roundSize = 4000
+
+/** Pause after a step, as a multiple of its length, and in milliseconds at the most. */
+const pauseShare = 1.5
+const longestPause = 50
 
 /** Milliseconds between two tries to become the collector, and for which a caller that cannot wait long tries. */
 const busyPause = 50
@@ -184,6 +188,11 @@ export class GarbageCollector {
   }
 }
 
+/** Milliseconds for which others may write after a step that began then: longer than it took. */
+function pauseAfter(begin: number): number {
+  return Math.min(longestPause, pauseShare * (performance.now() - begin))
+}
+
 /** One collection at work. */
 class Pass {
   readonly #blobs: BlobStore
@@ -326,7 +335,7 @@ class Pass {
     } while (after !== undefined && !this.#isStopped())
   }
 
-  /** Takes candidates step by step; after each, others may write for as long as it took. */
+  /** Takes candidates step by step; after each, others may write for twice as long as it took. */
   async #apply<Item>(
     items: readonly Item[],
     take: (some: readonly Item[]) => Promise<StepResult<unknown>>,
@@ -336,7 +345,7 @@ class Pass {
       const { handled } = await take(items.slice(at, at + stepSize))
       at += Math.max(1, handled)
       this.#options.onProgress?.(this.#report)
-      await delay(Math.min(50, performance.now() - begin))
+      await delay(pauseAfter(begin))
     }
   }
 
@@ -346,7 +355,9 @@ class Pass {
     const digests = condemned.map(({ digest }) => digest)
     await this.#blobs.remove(digests)
     for (let at = 0; at < digests.length; at += stepSize) {
+      const begin = performance.now()
       await this.#collection.forgetBlobs(digests.slice(at, at + stepSize), this.#options.holder)
+      await delay(pauseAfter(begin))
     }
     this.#report.blobs += condemned.length
     for (const { size } of condemned) this.#report.bytes += size

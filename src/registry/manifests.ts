@@ -76,10 +76,11 @@ export class ManifestService {
     this.#options = options
   }
 
-  /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN */
+  /** @throws RegistryError MANIFEST_UNKNOWN or NAME_UNKNOWN, UNAVAILABLE when its bytes are damaged */
   async getManifest(repository: RepositoryName, reference: Reference): Promise<StoredManifest & Notice> {
     const manifest = await this.#metadata.findManifest(repository, reference)
     if (manifest === undefined) return this.#unknown(repository, reference)
+    checkBytes(manifest)
     await this.#rely(repository, reference, manifest.digest)
     return manifest
   }
@@ -265,4 +266,14 @@ function missingContent(digests: readonly Digest[]): RegistryError {
 
 function describe(reference: Reference): unknown {
   return reference.kind === 'tag' ? { tag: reference.tag } : { digest: reference.digest }
+}
+
+/** SQLite has no checksums: a flipped bit in a manifest's bytes would go unnoticed. This costs microseconds. */
+function checkBytes({ digest, bytes }: StoredManifest): void {
+  if (digestOf(bytes, algorithmOf(digest)) === digest) return
+  throw new RegistryError('UNAVAILABLE', 'the manifest is damaged: the log of the registry says more', {
+    cause: new Error(
+      `manifest ${digest} has other bytes in the index: "boathouse verify" tells what else is damaged`,
+    ),
+  })
 }

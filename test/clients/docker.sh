@@ -6,9 +6,10 @@ docker_program=/usr/bin/docker
 
 run_docker() { timeout 240 "$docker_program" -H "unix://$docker_socket" "$@"; }
 
+# start_docker_engine [OPTION…]: further options of dockerd
 start_docker_engine() {
   start_process "$WORK/dockerd.log" dockerd --data-root "$WORK/docker/root" --exec-root "$WORK/docker/exec" \
-    -H "unix://$docker_socket" --pidfile "$WORK/docker.pid" --iptables=false --ip6tables=false --bridge=none
+    -H "unix://$docker_socket" --pidfile "$WORK/docker.pid" --iptables=false --ip6tables=false --bridge=none "$@"
   docker_pid=$started
   wait_until 60 run_docker version || {
     tail -n 20 "$WORK/dockerd.log"

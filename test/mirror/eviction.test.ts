@@ -22,7 +22,10 @@ async function startBounded(t: Test, budget: string, config: Record<string, unkn
 
 /** Bytes of the files of blobs, and of those that come in; a file that goes meanwhile has none. */
 function bytesOnDisk(server: Server): number {
-  const files = ['blobs', 'uploads'].flatMap((folder) => filesBelow(join(server.data, folder)))
+  const files = ['blobs', 'uploads'].flatMap((folder) => {
+    const path = join(server.data, folder)
+    return filesBelow(path).map((file) => join(path, file))
+  })
   return files.reduce((sum, file) => sum + (lstatSync(file, { throwIfNoEntry: false })?.size ?? 0), 0)
 }
 

@@ -1,4 +1,4 @@
-import {
+import fs, {
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -9,7 +9,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { type FileHandle, open } from 'node:fs/promises'
+import { syncBuiltinESMExports } from 'node:module'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Digest, digestOf, encodedOf } from '../../src/oci/digest.js'
@@ -156,28 +156,22 @@ t.test('no symlink is followed, in uploads/ or in blobs/', async (t) => {
 
 t.test('short writes: what the system did not take is written again', async (t) => {
   const { blobs } = await newStore(t)
-  const probe = await open(join(scratchDir(t), 'probe'), 'w')
-  const prototype: FileHandle = Object.getPrototypeOf(probe)
-  await probe.close()
-  const writev = prototype.writev
+  const { write } = fs
   let calls = 0
   t.teardown(() => {
-    prototype.writev = writev
+    fs.write = write
+    syncBuiltinESMExports()
   })
-  // Takes between 1 byte and a bit more than the first two buffers, as a nearly full disk or a signal would.
-  prototype.writev = async function short(this: FileHandle, buffers, position) {
-    const [first = Buffer.alloc(0), second] = buffers as unknown as readonly Buffer[]
-    const most = [1, first.length - 1, first.length, first.length + 1, 70_001][calls++ % 5] ?? 1
-    const taken = Buffer.concat(second === undefined ? [first] : [first, second]).subarray(
-      0,
-      Math.max(1, most),
-    )
-    const { bytesWritten } = await writev.call(this, [taken], position)
-    return { bytesWritten, buffers }
+  // Takes between 1 byte and all of them, as a nearly full disk or a signal would.
+  const short = (fd: number, bytes: Buffer, start: number, length: number, ...rest: readonly unknown[]) => {
+    const most = [1, length - 1, length, 4096, 70_001][calls++ % 5] ?? 1
+    Reflect.apply(write, fs, [fd, bytes, start, Math.max(1, Math.min(most, length)), ...rest])
   }
+  fs.write = Object.assign(short, write) as typeof fs.write
+  syncBuiltinESMExports()
   const bytes = someBytes(3 * mebibyte + 12_345)
   const result = await blobs.append('one', bodyOf(...cut(bytes, 50_000)), at(0))
-  t.ok(calls > 60, 'the writes were short')
+  t.ok(calls > 10, `${calls} writes: some were short`)
   t.equal(result.size, bytes.length)
   t.equal(
     await blobs.digestUpload('one', 'sha256', bytes.length),

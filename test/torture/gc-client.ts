@@ -19,6 +19,8 @@ const actions = {
   own: 6,
   leave: 10,
   race: 10,
+  linger: 5,
+  comeLate: 10,
   pull: 30,
 }
 
@@ -117,6 +119,10 @@ export class GcClient {
         return this.#ownRepository()
       case 'race':
         return this.#race()
+      case 'linger':
+        return this.#linger()
+      case 'comeLate':
+        return this.#comeLate()
       case 'leave':
         return this.#leave()
       case 'pull': {
@@ -212,12 +218,39 @@ export class GcClient {
       await this.#expect({ method: 'DELETE', path: `/v2/${repository}/blobs/${digest}` }, [202, 404])
     }
     await delay(this.#random.int(0, 60))
-    for (const blob of blobs) {
-      await this.#uploadAtOnce(repository, blob)
-      if (this.#random.chance(0.3)) await delay(this.#random.int(1, 10))
+    for (const { digest, bytes } of blobs) {
+      const begin = performance.now()
+      await this.#uploadAtOnce(repository, { digest, bytes })
+      await delay(this.#random.int(0, 10))
+      const reply = await this.#expect(
+        { method: 'GET', path: `/v2/${repository}/blobs/${digest}` },
+        performance.now() - begin < this.#common.grace / 2 ? [200] : [200, 404],
+      )
+      if (reply?.status === 200 && !reply.body.equals(bytes)) this.#common.report(`${digest} has other bytes`)
     }
-    await delay(this.#random.int(0, this.#common.grace / 4))
-    for (const { digest, bytes } of blobs) await this.#has(`/v2/${repository}/blobs/${digest}`, bytes)
+  }
+
+  /** Looks at its parts again before their leases end, and pushes the manifest when the first leases are over. */
+  async #linger(): Promise<void> {
+    const image = newImage(this.#random, [])
+    const repository = this.#shared()
+    for (const blob of image.blobs) await this.#needBlob(repository, blob)
+    await delay(this.#common.grace * 0.7)
+    const begin = performance.now()
+    for (const blob of image.blobs) await this.#needBlob(repository, blob)
+    await delay(this.#common.grace * 0.6)
+    await this.#putManifest(repository, this.#newTag(), image.manifest, begin)
+  }
+
+  /** Pushes a manifest at the moment when the leases of its parts end: refused or not, but never broken. */
+  async #comeLate(): Promise<void> {
+    const image = newImage(this.#random, [])
+    const repository = this.#shared()
+    const tag = this.#newTag()
+    for (const blob of image.blobs) await this.#uploadAtOnce(repository, blob)
+    await delay(this.#common.grace * 1.1 + this.#random.int(-20, 60))
+    if (!(await this.#putManifest(repository, tag, image.manifest, 0))) return
+    this.#held.push({ repository, tag, manifest: image.manifest, images: [image], referrers: [] })
   }
 
   async #uploadAtOnce(repository: string, { digest, bytes }: Blob): Promise<void> {

@@ -1,9 +1,10 @@
 import { randomInt } from 'node:crypto'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { Disk, type Filesystem, filesystems, noPowerCuts } from './disk.js'
 import { Run, type RunOptions } from './run.js'
 
 const help = `Usage: npm run torture -- [options]
@@ -15,13 +16,16 @@ again and checks that nothing acknowledged was lost: round after round, on the s
   --seed N         repeats the choices of a run; every run prints its seed
   --clients N      clients that work at once (default 8)
   --workers N      worker processes of the server (default: 1 to 3, another number in each round)
+  --power-cut FS   cut the power of a disk in memory with this filesystem (ext4, xfs, btrfs) in place of
+                   killing; needs root
   --dir DIR        put the data folder below DIR (default: the system's temporary folder)
   --server FILE    the server's compiled main.js (default: the one this was compiled with)
 `
 
-interface CommandLine extends Omit<RunOptions, 'folder'> {
+interface CommandLine extends Omit<RunOptions, 'folder' | 'data' | 'disk'> {
   readonly help: boolean
   readonly dir: string
+  readonly powerCut: Filesystem | undefined
 }
 
 /** @throws Error with a sentence for the user */
@@ -34,6 +38,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
       seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
       clients: { type: 'string', default: '8' },
       workers: { type: 'string' },
+      'power-cut': { type: 'string' },
       dir: { type: 'string', default: tmpdir() },
       server: { type: 'string', default: fileURLToPath(new URL('../../src/main.js', import.meta.url)) },
     },
@@ -46,8 +51,15 @@ function parseCommandLine(args: readonly string[]): CommandLine {
     clients: whole('clients', values.clients),
     workers: values.workers === undefined ? undefined : whole('workers', values.workers),
     dir: values.dir,
+    powerCut: readFilesystem(values['power-cut']),
     server: values.server,
   }
+}
+
+function readFilesystem(text: string | undefined): Filesystem | undefined {
+  const found = filesystems.find((name) => name === text)
+  if (text === undefined || found !== undefined) return found
+  throw new Error(`--power-cut knows ${filesystems.join(', ')}, not "${text}"`)
 }
 
 function whole(name: string, text: string): number {
@@ -61,11 +73,17 @@ function median(values: readonly number[]): number {
 }
 
 /** @returns whether all is well */
-async function torture({ dir, ...options }: CommandLine): Promise<boolean> {
+async function torture({ dir, powerCut, ...options }: CommandLine): Promise<boolean> {
+  const obstacle = powerCut && noPowerCuts(powerCut)
+  if (obstacle !== undefined) {
+    console.log(`power cuts: skipped: ${obstacle}`)
+    return true
+  }
+  const disk = powerCut && new Disk(powerCut)
   const folder = mkdtempSync(join(dir, 'boathouse-kill9-'))
   const isTerminal = process.stdout.isTTY
-  console.log(`kill9: seed ${options.seed}`)
-  const run = new Run({ ...options, folder })
+  console.log(`kill9: seed ${options.seed}${powerCut === undefined ? '' : `, power cuts on ${powerCut}`}`)
+  const run = new Run({ ...options, folder, data: join(disk?.root ?? folder, 'data'), disk })
   let failed = 0
   for await (const { round, violations, line } of run.rounds()) {
     if (violations.length > 0) failed++
@@ -77,7 +95,10 @@ async function torture({ dir, ...options }: CommandLine): Promise<boolean> {
   const times = `ready after ${median(readyTimes).toFixed(0)} ms (median), ${Math.max(...readyTimes).toFixed(0)} ms (longest)`
   console.log(`kill9: ${times}; killed: ${kills}`)
   if (violations === 0) rmSync(folder, { recursive: true, force: true })
-  else console.log(`kill9: replay with --seed ${options.seed}; the data folder is kept in ${folder}`)
+  else {
+    if (disk !== undefined) cpSync(join(disk.root, 'data'), join(folder, 'data'), { recursive: true })
+    console.log(`kill9: replay with --seed ${options.seed}; the data folder is kept in ${folder}`)
+  }
   console.log(`kill9: rounds ${done}, acknowledged ${acknowledged}, violations ${violations}`)
   console.log(`${done - failed} passed, ${failed} failed`)
   return violations === 0 && done === options.rounds

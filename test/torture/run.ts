@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { readMetric } from './check-served.js'
 import { checkFolder, checkServed, type FolderCheck, HashedFiles, referrersOf } from './checker.js'
 import { Client, makeSharedContent } from './client.js'
+import type { Disk } from './disk.js'
 import { isAbsent, Model } from './model.js'
 import { Random } from './random.js'
 import { type RunningServer, type ServerOptions, StartError, startAndKill, startServer } from './server.js'
@@ -26,17 +27,22 @@ const firstStarts = 3
 
 /** How often which processes are killed: all at once, one worker first, or the primary alone. */
 const killWeights = { all: 70, worker: 15, primary: 15 }
-type Kill = keyof typeof killWeights
+type Kill = keyof typeof killWeights | 'power'
 
 /** What a run is told. */
 export interface RunOptions {
+  /** For the server's log. */
   readonly folder: string
+  /** The data folder. */
+  readonly data: string
   readonly rounds: number
   readonly seed: number
   readonly clients: number
   readonly workers: number | undefined
   /** The server's compiled main.js. */
   readonly server: string
+  /** Holds the folder; its power is cut in each round, in place of kills. */
+  readonly disk: Disk | undefined
 }
 
 /** One round that is over. */
@@ -55,7 +61,7 @@ export class Run {
   readonly #clients: readonly Client[]
   readonly #hashed = new HashedFiles()
   readonly #readyTimes: number[] = []
-  readonly #kills: Record<Kill | 'start', number> = { all: 0, worker: 0, primary: 0, start: 0 }
+  readonly #kills: Record<Kill | 'start', number> = { all: 0, worker: 0, primary: 0, power: 0, start: 0 }
   #acknowledged = 0
   #violations = 0
   #done = 0
@@ -71,8 +77,9 @@ export class Run {
 
   constructor(options: RunOptions) {
     this.#options = options
-    this.#data = join(options.folder, 'data')
+    this.#data = options.data
     this.#model.sessions.expireAfter = expireAfter * 1000
+    this.#model.sessions.losesVolatile = options.disk !== undefined
     const surroundings: Surroundings = {
       model: this.#model,
       report: (violation) => this.#found.push(violation),
@@ -181,6 +188,7 @@ export class Run {
     isOver = true
     await Promise.all(working)
     await this.#waitUntilGone(server)
+    if (kill === 'power') this.#options.disk?.restore()
     if (next === undefined) this.#checkTurns(this.#checkFolder(false))
     else this.#lastCheck = undefined
     return { next }
@@ -188,6 +196,7 @@ export class Run {
 
   #chooseKill(random: Random, server: RunningServer): Kill {
     const kill = random.weighted(killWeights)
+    if (this.#options.disk !== undefined) return 'power'
     return server.workers === 1 ? 'all' : kill
   }
 
@@ -252,6 +261,11 @@ export class Run {
     server: RunningServer,
   ): Promise<RunningServer> | undefined {
     this.#mayLose = true
+    if (kill === 'power') {
+      // Still ones only: a sync under way could be told that it succeeded.
+      server.freezeAll()
+      this.#options.disk?.cutPower()
+    }
     if (kill !== 'primary') {
       server.killAll()
       return undefined

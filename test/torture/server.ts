@@ -39,6 +39,8 @@ export interface RunningServer {
   readonly readyMs: number
   /** SIGKILL of the primary process and all workers at once. */
   killAll(): void
+  /** Stops the primary process and all workers where they are: SIGKILL alone ends them. */
+  freezeAll(): void
   /** SIGKILL of the primary process alone. */
   killPrimary(): void
   /** SIGTERM. */
@@ -72,6 +74,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
       readyMs: performance.now() - begin,
       gone,
       killAll: () => signalGroup(child, 'SIGKILL'),
+      freezeAll: () => signalGroup(child, 'SIGSTOP'),
       killPrimary: () => void child.kill('SIGKILL'),
       stop: () => void child.kill('SIGTERM'),
       workerIds: () => childrenOf(child.pid ?? 0),

@@ -32,6 +32,8 @@ export class Sessions {
   readonly #sessions = new Map<string, Session>()
   /** Milliseconds after which the server may expire an idle session. */
   expireAfter = Number.POSITIVE_INFINITY
+  /** Whether a stop may undo the opening and the cancelling of a session: nobody's bytes depend on either. */
+  losesVolatile = false
 
   /** To be called when the server has told the session's name. */
   open(session: Pick<Session, 'id' | 'repository' | 'digest' | 'bytes'>): Session {
@@ -55,7 +57,7 @@ export class Sessions {
     for (const session of [...this.#sessions.values()]) {
       const row = found.get(session.id)
       if (row === undefined) violations.push(...this.#judgeMissing(session))
-      else violations.push(...judgeFound(session, row))
+      else violations.push(...judgeFound(session, row, this.losesVolatile))
     }
     for (const row of stored) {
       if (this.#sessions.has(row.id) || row.offset === 0) continue
@@ -66,16 +68,17 @@ export class Sessions {
 
   *#judgeMissing(session: Session): Generator<string> {
     this.#sessions.delete(session.id)
-    if (!this.mayBeGone(session)) {
+    if (!this.mayBeGone(session) && !(this.losesVolatile && session.low === 0)) {
       yield `I1 upload ${session.id} of ${session.repository} is gone with ${session.low} acknowledged bytes`
     }
     session.ending = 'done'
   }
 }
 
-function* judgeFound(session: Session, row: StoredSession): Generator<string> {
+function* judgeFound(session: Session, row: StoredSession, losesVolatile: boolean): Generator<string> {
   const name = `upload ${session.id} of ${session.repository}`
-  if (session.ending === 'done') yield `I5 ${name} is still there after its end was acknowledged`
+  if (session.ending === 'done' && !losesVolatile)
+    yield `I5 ${name} is still there after its end was acknowledged`
   if (row.repository !== session.repository) yield `I8 ${name} belongs to ${row.repository} now`
   if (row.offset < session.low || row.offset > session.high) {
     yield `I1 ${name} is at ${row.offset}, but ${session.low} to ${session.high} bytes were acknowledged or sent`

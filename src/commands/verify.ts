@@ -1,0 +1,118 @@
+import { readRate } from '../../config/values.js'
+import { parseRepositoryName, type RepositoryName } from '../oci/reference.js'
+import type { Finding, VerificationReport, VerifyOptions } from '../registry/verify.js'
+import { createVerifier } from '../stores.js'
+import { type Command, Misuse, note, parse, Refusal, say, sharedUsage } from './command.js'
+import { describeProgress, interruptible, showProgress } from './progress.js'
+import { type Place, withPlace } from './store.js'
+import { formatBytes, formatJson } from './table.js'
+
+/** `boathouse verify` */
+export const verify: Command = {
+  usage: `Compare every stored byte with its digest, beside a running server too
+
+  boathouse verify                  everything; Ctrl-C stops it, the next one goes on from there
+  boathouse verify REPOSITORY...    what these repositories hold
+
+  --rate SIZE     bytes to read a second, or unlimited; unset, what verify.rate says
+  --restart       begin anew, whatever was interrupted
+  --json          answer in JSON
+${sharedUsage}
+
+Altered bytes are moved to quarantine/ in the data folder and never served again; a push of the same image brings a
+damaged blob back, and mirrors fetch theirs again. Exits with 1 when something is wrong, or it was interrupted.`,
+
+  async run(args) {
+    const { values, positionals } = parse(args, {
+      rate: { type: 'string' },
+      restart: { type: 'boolean' },
+      json: { type: 'boolean' },
+    })
+    const written = values.rate === undefined ? undefined : readRate(values.rate)
+    if (values.rate !== undefined && written === undefined) {
+      throw new Misuse('--rate takes bytes a second such as 50MiB (at least 1KiB), or the word unlimited.')
+    }
+    const repositories = positionals.length === 0 ? 'all' : positionals.map(readName)
+    return withPlace(values, async (place) => {
+      const rate = written ?? place.config.verify.rate
+      const report = await run(place, { rate, repositories, isAnew: values.restart === true })
+      const { blobs, bytes, problems } = report
+      place.audit('verified', { blobs, bytes, problems })
+      if (values.json === true) say(formatJson(toJson(report)))
+      else tell(report)
+      return problems + report.indexFaults.length > 0 || report.isInterrupted ? 1 : 0
+    })
+  },
+}
+
+function readName(text: string): RepositoryName {
+  try {
+    return parseRepositoryName(text)
+  } catch {
+    throw new Misuse('After verify stand names of repositories such as team/app, or nothing.')
+  }
+}
+
+async function run(place: Place, options: VerifyOptions): Promise<VerificationReport> {
+  const verifier = createVerifier(place.stores, `command-${process.pid}`)
+  const progress = showProgress()
+  const begin = performance.now()
+  try {
+    const report = await interruptible((signal) =>
+      verifier.verify({
+        ...options,
+        signal,
+        onProgress: ({ bytesNow, problems }, all) =>
+          progress.show(() => {
+            const found = problems === 0 ? '' : `, ${problems} problems`
+            return `verified ${describeProgress(bytesNow, all, performance.now() - begin)}${found}`
+          }),
+      }),
+    )
+    if (report === undefined) throw new Refusal('Another verification is at work: wait for its end.')
+    return report
+  } finally {
+    progress.end()
+  }
+}
+
+function toJson(report: VerificationReport) {
+  const { isInterrupted, bytesNow, milliseconds, ...rest } = report
+  return { interrupted: isInterrupted, ...rest, milliseconds: Math.round(milliseconds) }
+}
+
+function tell(report: VerificationReport): void {
+  for (const finding of report.findings) say(describeFinding(finding))
+  if (report.problems > report.findings.length) {
+    say(`and ${report.problems - report.findings.length} more`)
+  }
+  for (const fault of report.indexFaults) {
+    say(`index: ${fault}: stop the server, then "boathouse restore --index" goes back to a sound copy`)
+  }
+  const { blobs, bytes, manifests, problems, healed, orphans, orphanBytes } = report
+  say(
+    `Verified ${blobs} blobs, ${formatBytes(bytes)}, and ${manifests} manifests: ${
+      problems + report.indexFaults.length === 0 ? 'all is well' : `${problems} are not as they should be`
+    }${healed === 0 ? '' : `, ${healed} are right again`}.`,
+  )
+  if (report.isInterrupted) note('Interrupted: the next verification goes on from here.')
+  if (orphans > 0) {
+    note(
+      `${orphans} files with ${formatBytes(orphanBytes)} are unknown to the index: "boathouse gc" sees to them.`,
+    )
+  }
+}
+
+/** One line: what is wrong with what, which tags suffer, and what becomes of it. */
+export function describeFinding({ problem, what, digest, how, tags, mirrors, repository }: Finding): string {
+  const place = repository === undefined ? '' : ` of ${repository}`
+  const names = tags.map(({ repository: name, tag }) => `${name}:${tag}`)
+  const suffering = names.length === 0 ? 'no tag needs it' : `needed by ${names.join(', ')}`
+  return `${problem}: ${what} ${digest}${place}: ${how}; ${suffering}; ${remedy(problem, what, mirrors)}`
+}
+
+function remedy(problem: Finding['problem'], what: Finding['what'], mirrors: readonly string[]): string {
+  if (problem === 'unreadable') return 'nothing was changed: look at the disk and its permissions'
+  if (what === 'manifest') return 'the index is damaged, see "boathouse restore --help"'
+  return mirrors.length > 0 ? `${mirrors.join(', ')} fetches it again when asked` : 'push it again to mend it'
+}

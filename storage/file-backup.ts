@@ -1,0 +1,244 @@
+import { constants } from 'node:fs'
+import { copyFile, link, lstat, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Digest } from '../src/oci/digest.js'
+import { errorCode } from './errors.js'
+import { copyIndexTo, syncFile } from './file-snapshots.js'
+import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { type IndexCopy, type IndexCounts, type NamedBlob, openIndexCopy } from './sqlite-index.js'
+
+/** Blobs that are looked at, or copied, together. */
+const pageSize = 500
+const copiedAtOnce = 8
+
+/** Errors for which a file is copied where it cannot be linked: another filesystem, or one without links. */
+const unlinkable = new Set(['EXDEV', 'EPERM', 'EMLINK', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EACCES'])
+
+/** How far a backup or a restore is. */
+export interface CopyReport {
+  /** What the index names. */
+  counts: IndexCounts
+  /** Blobs that are in place, and their bytes; of these, those that came now. */
+  blobs: number
+  bytes: number
+  newBlobs: number
+  newBytes: number
+  /** Of the new ones, those that share their bytes with the original. */
+  linked: number
+  /** Blobs that the index names and that could not be read. */
+  missing: Digest[]
+}
+
+/** What the copying of blobs is told. */
+export interface CopyOptions {
+  readonly signal?: AbortSignal
+  readonly onProgress?: (report: CopyReport) => void
+}
+
+/** Told to stop; what was copied stays, and the next time goes on from there. */
+export class CopyStoppedError extends Error {
+  override readonly name = 'CopyStoppedError'
+}
+
+/** A report of nothing. */
+export function emptyCopyReport(counts: IndexCounts): CopyReport {
+  return { counts, blobs: 0, bytes: 0, newBlobs: 0, newBytes: 0, linked: 0, missing: [] }
+}
+
+/**
+ * Brings what an index names from one folder to another: links where it can, copies elsewhere. What is there already
+ * with its size stays. Everything is durable when it resolves.
+ * @throws CopyStoppedError, or the system's error
+ */
+export async function copyBlobs(
+  index: IndexCopy,
+  from: string,
+  to: string,
+  report: CopyReport,
+  options: CopyOptions,
+): Promise<void> {
+  const copier = new Copier(new Layout(from), new Layout(to), report)
+  await copier.prepare()
+  for (let after = 0; ; ) {
+    const page = index.listBlobs(after, pageSize)
+    const last = page.at(-1)
+    if (last === undefined) break
+    for (let at = 0; at < page.length; at += copiedAtOnce) {
+      if (options.signal?.aborted === true) throw new CopyStoppedError('told to stop')
+      await Promise.all(page.slice(at, at + copiedAtOnce).map((blob) => copier.copy(blob)))
+      options.onProgress?.(report)
+    }
+    after = last.id
+    await delay(0)
+  }
+  await copier.finish()
+}
+
+class Copier {
+  readonly #from: Layout
+  readonly #to: Layout
+  readonly #report: CopyReport
+  readonly #touched = new Set<string>()
+
+  constructor(from: Layout, to: Layout, report: CopyReport) {
+    this.#from = from
+    this.#to = to
+    this.#report = report
+  }
+
+  async prepare(): Promise<void> {
+    for (const algorithm of ['sha256', 'sha512']) {
+      const top = join(this.#to.blobs, algorithm)
+      await mkdir(top, { recursive: true, mode: 0o700 })
+      for (const leaf of leaves) await mkdir(join(top, leaf), { recursive: true })
+      await syncDirectories([top])
+    }
+    await syncDirectories([this.#to.blobs])
+  }
+
+  async copy({ digest, size }: NamedBlob): Promise<void> {
+    const target = this.#to.blob(digest)
+    const present = await sizeOf(target)
+    if (present !== size) {
+      if (present !== undefined) await rm(target, { force: true })
+      if (!(await this.#bring(digest, size, target))) {
+        this.#report.missing.push(digest)
+        return
+      }
+      this.#report.newBlobs++
+      this.#report.newBytes += size
+    }
+    this.#touched.add(this.#to.blobDirectory(digest))
+    this.#report.blobs++
+    this.#report.bytes += size
+  }
+
+  /** @returns false when the original is not there, or not whole */
+  async #bring(digest: Digest, size: number, target: string): Promise<boolean> {
+    const source = this.#from.blob(digest)
+    if ((await sizeOf(source)) !== size) return false
+    try {
+      await link(source, target)
+      this.#report.linked++
+      return true
+    } catch (error) {
+      if (errorCode(error) === 'ENOENT') return false
+      if (errorCode(error) === 'EEXIST') return (await sizeOf(target)) === size
+      if (!unlinkable.has(errorCode(error))) throw error
+    }
+    return this.#copyBytes(source, size, target)
+  }
+
+  async #copyBytes(source: string, size: number, target: string): Promise<boolean> {
+    const unfinished = `${target}.new`
+    try {
+      await copyFile(source, unfinished, constants.COPYFILE_FICLONE)
+      await syncFile(unfinished)
+      const isWhole = (await sizeOf(unfinished)) === size
+      if (isWhole) await rename(unfinished, target)
+      return isWhole
+    } catch (error) {
+      if (errorCode(error) === 'ENOENT') return false
+      throw error
+    } finally {
+      await rm(unfinished, { force: true })
+    }
+  }
+
+  async finish(): Promise<void> {
+    await syncDirectories([...this.#touched])
+  }
+}
+
+/** Bytes of a file; undefined when there is none. */
+async function sizeOf(path: string): Promise<number | undefined> {
+  try {
+    const stats = await lstat(path)
+    return stats.isFile() ? stats.size : -1
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+/** Copies the keys that sign tokens; each has its own name for ever. */
+export async function copyKeys(from: string, to: string): Promise<void> {
+  const names = await readdir(from).catch(() => [])
+  await mkdir(to, { recursive: true, mode: 0o700 })
+  for (const name of names.filter((one) => /^\d+\.pem$/.test(one))) {
+    await writeFile(join(to, name), await readFile(join(from, name)), { mode: 0o600, flush: true })
+  }
+  await syncDirectories([to])
+}
+
+/** What a backup is told. */
+export interface BackupOptions extends CopyOptions {
+  /** The data folder. */
+  readonly root: string
+  readonly database: string
+  readonly keys: string
+  /** The folder of the backup: a new one, or one of an earlier backup. */
+  readonly target: string
+  /** Keeps collectors from removing anything, until the returned function is called. */
+  readonly excludeCollectors: () => Promise<() => Promise<void>>
+}
+
+/**
+ * Copies a data folder while it is served. The target's index names only blobs that are there, at each moment: blobs
+ * come first, then the index that names them, and at last those go that it does not name.
+ *
+ * Most blobs are copied while everything goes on; then collectors rest for the moment of the last index copy and what
+ * came since. A backup that was interrupted is what it was before, with more bytes; the next one goes on from there.
+ * @throws CopyStoppedError, IndexDamagedError, RegistryError, or the system's error
+ */
+export async function makeBackup(options: BackupOptions): Promise<CopyReport> {
+  const { root, database, keys, target } = options
+  await mkdir(target, { recursive: true, mode: 0o700 })
+  const index = join(target, 'boathouse.db')
+  const next = join(target, 'next.db')
+  await copyIndexTo(database, next)
+  const { newBlobs, newBytes, linked } = await withIndex(next, async (copy) => {
+    const first = emptyCopyReport(copy.counts())
+    await copyBlobs(copy, root, target, first, options)
+    return first
+  })
+  const admitCollectors = await options.excludeCollectors()
+  let report: CopyReport
+  try {
+    await copyIndexTo(database, next)
+    report = await withIndex(next, async (copy) => {
+      const last = { ...emptyCopyReport(copy.counts()), newBlobs, newBytes, linked }
+      await copyBlobs(copy, root, target, last, options)
+      return last
+    })
+  } finally {
+    await admitCollectors()
+  }
+  await copyKeys(keys, join(target, 'keys'))
+  await rename(next, index)
+  await syncDirectories([target])
+  await withIndex(index, (copy) => removeUnnamed(copy, target))
+  return report
+}
+
+async function withIndex<T>(path: string, task: (copy: IndexCopy) => Promise<T>): Promise<T> {
+  const copy = openIndexCopy(path)
+  try {
+    return await task(copy)
+  } finally {
+    copy.close()
+  }
+}
+
+/** Removes what earlier backups needed, and left-overs of interrupted ones. */
+async function removeUnnamed(index: IndexCopy, target: string): Promise<void> {
+  const layout = new Layout(target)
+  for (let part = 0; part < 2 * leaves.length; part++) {
+    const [algorithm, directory] = layout.part(part)
+    const names = await readdir(directory)
+    const digests = names.flatMap((name) => digestIn(directory, algorithm, name))
+    for (const digest of index.listUnknown(digests)) await rm(layout.blob(digest), { force: true })
+    for (const name of names.filter((one) => one.endsWith('.new'))) await rm(join(directory, name))
+  }
+}

@@ -1,0 +1,150 @@
+import { existsSync } from 'node:fs'
+import { copyFile, link, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { dataPaths, lockDataFolder } from './data-folder.js'
+import { errorCode } from './errors.js'
+import { type CopyOptions, type CopyReport, copyBlobs, copyKeys, emptyCopyReport } from './file-backup.js'
+import { syncFile } from './file-snapshots.js'
+import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { adoptIndex, findIndexFaults, type IndexCounts, openIndexCopy } from './sqlite-index.js'
+
+/** What stands in the way of a restore, in a sentence. */
+export class RestoreError extends Error {
+  override readonly name = 'RestoreError'
+}
+
+/**
+ * Brings a backup to an empty data folder. A server refuses the folder until it is whole; when it was interrupted the
+ * same restore goes on.
+ * @throws RestoreError, CopyStoppedError, DataFolderInUseError, or the system's error
+ */
+export async function restoreBackup(backup: string, root: string, options: CopyOptions): Promise<CopyReport> {
+  const source = join(backup, 'boathouse.db')
+  if (!existsSync(source)) throw new RestoreError(`There is no backup in ${backup}: it has no boathouse.db.`)
+  const [fault] = findIndexFaults(source, 'quick')
+  if (fault !== undefined)
+    throw new RestoreError(`The index of the backup in ${backup} is damaged (${fault}).`)
+  await mkdir(root, { recursive: true, mode: 0o700 })
+  const paths = dataPaths(root)
+  if (!existsSync(paths.restoring) && (await readdir(root)).length > 0) {
+    throw new RestoreError(`${root} is not empty: name a new folder with --data.`)
+  }
+  await writeFile(paths.restoring, 'from a backup\n', { flush: true })
+  await syncDirectories([root])
+  const release = lockDataFolder(root)
+  try {
+    const report = await bring(source, backup, root, options)
+    await rm(paths.restoring)
+    await syncDirectories([root, dirname(root)])
+    return report
+  } finally {
+    release()
+  }
+}
+
+async function bring(
+  source: string,
+  backup: string,
+  root: string,
+  options: CopyOptions,
+): Promise<CopyReport> {
+  const paths = dataPaths(root)
+  const index = openIndexCopy(source)
+  try {
+    const report = emptyCopyReport(index.counts())
+    await copyBlobs(index, backup, root, report, options)
+    await copyKeys(join(backup, 'keys'), paths.keys)
+    await placeIndex(source, paths.database)
+    return report
+  } finally {
+    index.close()
+  }
+}
+
+/** The index comes into being whole, under its name. */
+async function placeIndex(source: string, database: string): Promise<void> {
+  const unfinished = `${database}.new`
+  await copyFile(source, unfinished)
+  await syncFile(unfinished)
+  await rename(unfinished, database)
+  await syncDirectories([dirname(database)])
+}
+
+/** What going back to a copy of the index did. */
+export interface IndexRestoreReport {
+  /** Where the index is now that was there before; undefined when there was none. */
+  readonly keptIn: string | undefined
+  readonly counts: IndexCounts
+  /** Files of blobs that this index does not know: they came after it. */
+  readonly unknown: number
+  /** Blobs that it names and whose files are gone: they were collected since. */
+  readonly missing: number
+}
+
+/**
+ * Puts a copy of the index in the place of the index; no server may run. What was there is kept aside, with its log.
+ * When it was interrupted the server refuses to start, and the same restore goes on.
+ * @throws RestoreError, DataFolderInUseError, or the system's error
+ */
+export async function restoreIndex(root: string, snapshot: string, now: number): Promise<IndexRestoreReport> {
+  const [fault] = findIndexFaults(snapshot, 'thorough')
+  if (fault !== undefined) throw new RestoreError(`${snapshot} is damaged too (${fault}): name another one.`)
+  const paths = dataPaths(root)
+  const release = lockDataFolder(root)
+  try {
+    const unfinished = `${paths.database}.restored`
+    await copyFile(snapshot, unfinished)
+    adoptIndex(unfinished, now)
+    await syncFile(unfinished)
+    const keptIn = await keepAside(
+      paths.database,
+      join(paths.damaged, new Date(now).toISOString().replaceAll(/[:.]/g, '-')),
+    )
+    await writeFile(paths.restoring, 'an older index\n', { flush: true })
+    await syncDirectories([root])
+    // The log goes first: it would be taken for one of the index that comes.
+    for (const suffix of ['-wal', '-shm']) await rm(`${paths.database}${suffix}`, { force: true })
+    await rename(unfinished, paths.database)
+    await syncDirectories([root])
+    await rm(paths.restoring)
+    await syncDirectories([root])
+    return { keptIn, ...(await compare(root, paths.database)) }
+  } finally {
+    release()
+  }
+}
+
+/** Gives the index and its log a second name: it is under its first one until another takes that. */
+async function keepAside(database: string, folder: string): Promise<string | undefined> {
+  if (!existsSync(database)) return undefined
+  await mkdir(folder, { recursive: true, mode: 0o700 })
+  for (const suffix of ['', '-wal']) {
+    try {
+      await link(`${database}${suffix}`, join(folder, `boathouse.db${suffix}`))
+    } catch (error) {
+      if (errorCode(error) !== 'ENOENT') throw error
+    }
+  }
+  await syncDirectories([folder, dirname(folder), dirname(dirname(folder))])
+  return folder
+}
+
+async function compare(root: string, database: string) {
+  const index = openIndexCopy(database)
+  const layout = new Layout(root)
+  try {
+    const counts = index.counts()
+    let unknown = 0
+    let files = 0
+    for (let part = 0; part < 2 * leaves.length; part++) {
+      const [algorithm, directory] = layout.part(part)
+      const names = await readdir(directory).catch(() => [])
+      const digests = names.flatMap((name) => digestIn(directory, algorithm, name))
+      files += digests.length
+      unknown += index.listUnknown(digests).length
+    }
+    return { counts, unknown, missing: counts.blobs - (files - unknown) }
+  } finally {
+    index.close()
+  }
+}

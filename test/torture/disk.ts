@@ -1,0 +1,97 @@
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+/** Filesystems that know how to be shut down as if the power had gone. */
+export const filesystems = ['ext4', 'xfs', 'btrfs'] as const
+export type Filesystem = (typeof filesystems)[number]
+
+/** Bytes of the disk; the file that stands for it is sparse. */
+const diskSize = 4 * 1024 ** 3
+
+/** The file must lie in memory: what was never synced must not get a second chance below the filesystem. */
+const memory = '/dev/shm'
+
+/** FS_IOC_SHUTDOWN with FS_SHUTDOWN_FLAGS_NOLOGFLUSH: neither the log nor any data is written from now on. */
+const shutdown = `
+import fcntl, os, struct, sys
+folder = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.ioctl(folder, 0x8004587D, struct.pack('I', 2))
+`
+
+/** Why power cannot be cut here; undefined when it can. */
+export function noPowerCuts(filesystem: Filesystem): string | undefined {
+  if (process.platform !== 'linux') return 'it needs Linux'
+  if (process.getuid?.() !== 0) return 'it needs root, to mount a filesystem'
+  if (!existsSync(memory)) return `it needs ${memory}`
+  for (const tool of [`mkfs.${filesystem}`, 'mount', 'umount', 'python3']) {
+    try {
+      execFileSync('sh', ['-c', `command -v ${tool}`], { stdio: 'ignore' })
+    } catch {
+      return `it needs ${tool}`
+    }
+  }
+  const disk = new Disk(filesystem)
+  try {
+    disk.cutPower()
+    disk.restore()
+    return undefined
+  } catch {
+    return `this kernel cannot cut the power of ${filesystem}`
+  } finally {
+    disk.remove()
+  }
+}
+
+/** A disk in memory with a filesystem of its own, whose power can be cut. */
+export class Disk {
+  readonly #image: string
+  readonly #folder: string
+  /** Where it is mounted. */
+  readonly root: string
+  #isMounted = false
+
+  /** @throws when it cannot be made or mounted */
+  constructor(filesystem: Filesystem) {
+    this.#folder = mkdtempSync(join(memory, 'boathouse-disk-'))
+    this.#image = join(this.#folder, 'image')
+    this.root = join(this.#folder, 'root')
+    mkdirSync(this.root)
+    writeFileSync(this.#image, '')
+    truncateSync(this.#image, diskSize)
+    run(
+      `mkfs.${filesystem}`,
+      filesystem === 'ext4' ? '-qF' : filesystem === 'xfs' ? '-qf' : '-q',
+      this.#image,
+    )
+    this.#mount()
+    process.once('exit', () => this.remove())
+  }
+
+  /** Nothing is written any more, and reads of what is not in memory fail. Processes that use it must be stopped. */
+  cutPower(): void {
+    run('python3', '-c', shutdown, this.root)
+  }
+
+  /** The power is back: the filesystem recovers. No process may use it. */
+  restore(): void {
+    run('umount', this.root)
+    this.#isMounted = false
+    this.#mount()
+  }
+
+  #mount(): void {
+    run('mount', '-o', 'loop', this.#image, this.root)
+    this.#isMounted = true
+  }
+
+  remove(): void {
+    if (this.#isMounted) run('umount', '-l', this.root)
+    this.#isMounted = false
+    rmSync(this.#folder, { recursive: true, force: true })
+  }
+}
+
+function run(command: string, ...args: readonly string[]): void {
+  execFileSync(command, args, { stdio: 'ignore' })
+}
