@@ -11,7 +11,7 @@ const largeBatch = 1024 * 1024
 
 /** The same when many bodies come in at once, so that all of them together stay small. */
 const smallBatch = 128 * 1024
-const manyBodies = 32
+const manyBodies = 8
 let activeBodies = 0
 
 /** What a pump is told. */

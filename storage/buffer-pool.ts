@@ -1,5 +1,5 @@
 /** Bytes of buffers kept for the next stream; more are left to the garbage collector. */
-const mostSpare = 32 * 1024 * 1024
+const mostSpare = 16 * 1024 * 1024
 
 const spares = new Map<number, Buffer[]>()
 let spareBytes = 0
