@@ -119,7 +119,9 @@ export class MirrorBlobs implements Blobs {
     try {
       await mirror.upstream.headBlob(mirror.remoteOf(repository), digest)
     } catch (error) {
-      const isSilent = error instanceof UpstreamError && error.failure === 'unavailable'
+      if (!(error instanceof UpstreamError)) throw error
+      if (error.failure === 'invalid') return false // some answer HEAD with 405: the fill asks in its own way
+      const isSilent = error.failure === 'unavailable'
       const isPublic =
         mirror.options.isOpen && holders.some((name) => this.#options.mirrors.of(name) === mirror)
       if (!isSilent || !isPublic) throw error

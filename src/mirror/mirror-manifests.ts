@@ -193,14 +193,10 @@ export class MirrorManifests implements Manifests {
     const parsed = await this.#parse(mirror, bytes, mediaType)
     const result = await this.#store.putMirrored(
       {
+        ...parsed,
         repository,
         digest,
-        mediaType: parsed.mediaType,
         bytes,
-        children: parsed.children,
-        subject: parsed.subject,
-        artifactType: parsed.artifactType,
-        annotations: parsed.annotations,
         tags,
         sparse: true,
         immutable: this.#options.immutableTags(repository),

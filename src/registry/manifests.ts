@@ -125,14 +125,10 @@ export class ManifestService {
     const digest = checkDigest(reference, bytes)
     const parsed = await this.#options.parse(bytes, push.contentType)
     const result = await this.#metadata.putManifest({
+      ...parsed,
       repository,
       digest,
-      mediaType: parsed.mediaType,
       bytes,
-      children: parsed.children,
-      subject: parsed.subject,
-      artifactType: parsed.artifactType,
-      annotations: parsed.annotations,
       tags: reference.kind === 'tag' ? [reference.tag] : extraTags,
       sparse: this.#options.isSparse(repository),
       immutable: this.#options.immutableTags(repository),
