@@ -18,6 +18,9 @@ const PREPARE_LIMIT_SECONDS = 60
 /** What an upstream far away sends in a second. */
 const LINE_BYTES = 5 * MIB
 const HERD = 200
+
+/** Bytes a second of a fast line in a building. */
+const GIGABIT = 125_000_000
 const HERD_BLOB = 100 * MIB
 
 /** The upstream of all mirrors here: docker-registry, whichever side asks it. */
@@ -145,17 +148,44 @@ const coldRow: Row = {
   },
 }
 
-/** Milliseconds until the first byte of a blob has come. */
+const coldLineRow: Row = {
+  id: 'mirror-cold-line',
+  title: 'The same of 256 MiB, over a line of 1 Gbit/s to the upstream',
+  unit: '×',
+  better: 'higher',
+  goal: { kind: 'at-least', value: 0.8 },
+  repetitions: 3,
+  disk: 1,
+  async sample(side, limit) {
+    const source = await upstream(side)
+    const [blob] = await side.once('line blob', () => pushBlobs(source, REPOSITORY, 1, 256 * MIB))
+    const line = new SlowLine(source.target, GIGABIT)
+    try {
+      const target = await line.open()
+      const direct = await pull(target, `/v2/${REPOSITORY}/blobs/${blob}`, 1, limit)
+      return await withMirror(side, target, async (mirror) => {
+        const through = await pull(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blob}`, 1, limit)
+        const note = `the last: ${direct.toFixed(2)} s from the upstream, ${through.toFixed(2)} s through the mirror`
+        return { value: direct / through, note }
+      })
+    } finally {
+      line.close()
+    }
+  },
+}
+
+/** Milliseconds until the first byte of a blob has come. Resolves when the rest has come, too. */
 function firstByte(target: Target, path: string): Promise<number> {
   const begin = performance.now()
   return new Promise((resolve, reject) => {
     get(urlOf({ target }, path), { agent: false }, (answer) => {
       if (answer.statusCode !== 200) reject(new Error(`the answer has status ${answer.statusCode}`))
+      let waited = 0
       answer.once('data', () => {
-        resolve(performance.now() - begin)
+        waited = performance.now() - begin
         answer.resume()
       })
-      answer.on('error', reject)
+      answer.on('end', () => resolve(waited)).on('error', reject)
     }).on('error', reject)
   })
 }
@@ -175,6 +205,7 @@ const firstByteRow: Row = {
       const later: number[] = []
       await firstByte(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blobs[0]}`)
       for (const blob of blobs.slice(1)) {
+        await settle(mirror.folder) // no blob pays for the bytes of the one before
         const direct = await firstByte(source.target, `/v2/${REPOSITORY}/blobs/${blob}`)
         later.push(
           (await firstByte(mirror.target, `/v2/${mirror.prefix}${REPOSITORY}/blobs/${blob}`)) - direct,
@@ -238,6 +269,7 @@ export function makeMirrorRows(seconds: number): readonly Row[] {
     hitRow('mirror-manifest', 'GET manifest by tag: from the mirror / local', 64, seconds, 'manifest'),
     hitRow('mirror-blob', 'GET blob of 1 MiB: from the mirror / local', 32, seconds, 'blob'),
     coldRow,
+    coldLineRow,
     firstByteRow,
     herdRow(
       'herd-time',

@@ -2,6 +2,9 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import type { Target } from './jobs.js'
 
+/** Milliseconds that a timer may be late: a line may be so far ahead of itself. */
+const timerGrain = 4
+
 /** A line to a server that carries so many bytes a second at the most, as the internet does, and counts them. */
 export class SlowLine {
   readonly #server = createServer((client) => this.#join(client))
@@ -41,8 +44,10 @@ export class SlowLine {
       const now = performance.now()
       this.#busyUntil = Math.max(now, this.#busyUntil) + (chunk.length / this.#bytesPerSecond) * 1000
       client.write(chunk)
+      const ahead = this.#busyUntil - now
+      if (ahead < timerGrain) return
       server.pause()
-      setTimeout(() => server.resume(), this.#busyUntil - now)
+      setTimeout(() => server.resume(), ahead)
     })
   }
 }

@@ -55,17 +55,15 @@ export class MirrorBlobs implements Blobs {
   async openBlob(repository: RepositoryName, digest: Digest): Promise<OpenBlob> {
     const mirror = this.#options.mirrors.of(repository)
     if (mirror === undefined) return this.#local.openBlob(repository, digest)
-    const size = await this.#metadata.findBlob(repository, digest)
-    const stored = size === undefined ? undefined : await this.#openStored(mirror, repository, digest, size)
-    if (size !== undefined && stored !== undefined) {
-      mirror.hit(size, digest)
+    const stored = await this.#openStored(mirror, repository, digest)
+    if (typeof stored !== 'string') {
+      mirror.hit(stored.size, digest)
       return stored
     }
     await this.#refuseLocal(repository, digest)
     mirror.miss()
     return this.#ask(mirror, repository, digest, async () => {
-      const isLost = size !== undefined
-      if (!isLost && (await this.#link(mirror, repository, digest))) {
+      if (stored === 'absent' && (await this.#link(mirror, repository, digest))) {
         return this.#local.openBlob(repository, digest)
       }
       const fill = this.#fill(mirror, repository, digest)
@@ -129,21 +127,21 @@ export class MirrorBlobs implements Blobs {
     return this.#options.context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
   }
 
-  /** A blob that a repository links; undefined when its bytes are lost: then it is forgotten, and comes again. */
+  /** A blob that a repository links. One whose bytes are lost is forgotten, and comes again. */
   async #openStored(
     mirror: Mirror,
     repository: RepositoryName,
     digest: Digest,
-    size: number,
-  ): Promise<OpenBlob | undefined> {
+  ): Promise<OpenBlob | 'absent' | 'lost'> {
     const { blobs, mirrors } = this.#options.context
     try {
       return await this.#local.openBlob(repository, digest)
     } catch (error) {
-      if ((await this.#metadata.findBlob(repository, digest)) === undefined) return undefined // evicted just now
+      const size = await this.#metadata.findBlob(repository, digest)
+      if (size === undefined) return 'absent'
       if ((await blobs.stat(digest))?.size === size) throw error
       await mirrors.evict(mirror.name, [digest])
-      return undefined
+      return 'lost'
     }
   }
 

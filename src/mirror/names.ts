@@ -49,7 +49,9 @@ export class MirrorNames implements NameResolver {
     if (!mirror.allows(full)) {
       throw new RegistryError('DENIED', `the mirror of ${mirror.name} is set up not to fetch ${full}`)
     }
-    return { repository: parseRepositoryName(`${mirror.name}/${full}`), asked, mirror: mirror.name, ...how }
+    const path = `${mirror.name}/${full}`
+    const repository = path === asked ? asked : parseRepositoryName(path)
+    return { repository, asked, mirror: mirror.name, ...how }
   }
 }
 
