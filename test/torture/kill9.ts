@@ -5,9 +5,10 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Disk, type Filesystem, filesystems, noPowerCuts } from './disk.js'
+import { readWhole } from './options.js'
 import { Run, type RunOptions } from './run.js'
 
-const help = `Usage: npm run torture -- [options]
+const help = `Usage: node dist/test/torture/kill9.js [options]
 
 Starts the server, lets clients push, retag and delete, kills it with SIGKILL at a random moment, starts it
 again and checks that nothing acknowledged was lost: round after round, on the same data folder.
@@ -18,6 +19,7 @@ again and checks that nothing acknowledged was lost: round after round, on the s
   --workers N      worker processes of the server (default: 1 to 3, another number in each round)
   --power-cut FS   cut the power of a disk in memory with this filesystem (ext4, xfs, btrfs) in place of
                    killing; needs root
+  --bail           stop after the first round with a violation
   --dir DIR        put the data folder below DIR (default: the system's temporary folder)
   --server FILE    the server's compiled main.js (default: the one this was compiled with)
 `
@@ -25,6 +27,8 @@ again and checks that nothing acknowledged was lost: round after round, on the s
 interface CommandLine extends Omit<RunOptions, 'folder' | 'data' | 'disk'> {
   readonly help: boolean
   readonly dir: string
+  /** Whether the first violation ends the run. */
+  readonly bail: boolean
   readonly powerCut: Filesystem | undefined
 }
 
@@ -39,6 +43,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
       clients: { type: 'string', default: '8' },
       workers: { type: 'string' },
       'power-cut': { type: 'string' },
+      bail: { type: 'boolean', default: false },
       dir: { type: 'string', default: tmpdir() },
       server: { type: 'string', default: fileURLToPath(new URL('../../src/main.js', import.meta.url)) },
     },
@@ -46,11 +51,12 @@ function parseCommandLine(args: readonly string[]): CommandLine {
   if (!existsSync(values.server)) throw new Error(`there is no server at ${values.server}`)
   return {
     help: values.help,
-    rounds: whole('rounds', values.rounds),
-    seed: whole('seed', values.seed),
-    clients: whole('clients', values.clients),
-    workers: values.workers === undefined ? undefined : whole('workers', values.workers),
+    rounds: readWhole('rounds', values.rounds),
+    seed: readWhole('seed', values.seed),
+    clients: readWhole('clients', values.clients),
+    workers: values.workers === undefined ? undefined : readWhole('workers', values.workers),
     dir: values.dir,
+    bail: values.bail,
     powerCut: readFilesystem(values['power-cut']),
     server: values.server,
   }
@@ -62,18 +68,12 @@ function readFilesystem(text: string | undefined): Filesystem | undefined {
   throw new Error(`--power-cut knows ${filesystems.join(', ')}, not "${text}"`)
 }
 
-function whole(name: string, text: string): number {
-  const value = Number(text)
-  if (Number.isSafeInteger(value) && value > 0) return value
-  throw new Error(`--${name} needs a whole number of at least 1, not "${text}"`)
-}
-
 function median(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
 }
 
 /** @returns whether all is well */
-async function torture({ dir, powerCut, ...options }: CommandLine): Promise<boolean> {
+async function torture({ dir, powerCut, bail, ...options }: CommandLine): Promise<boolean> {
   const obstacle = powerCut && noPowerCuts(powerCut)
   if (obstacle !== undefined) {
     console.log(`power cuts: skipped: ${obstacle}`)
@@ -89,6 +89,7 @@ async function torture({ dir, powerCut, ...options }: CommandLine): Promise<bool
     if (violations.length > 0) failed++
     if (isTerminal) process.stdout.write(`\r\x1b[K${line}`)
     for (const violation of violations) console.log(`${isTerminal ? '\n' : ''}round ${round}: ${violation}`)
+    if (bail && failed > 0) break
   }
   const { readyTimes, acknowledged, violations, kills, done } = run.summary()
   if (isTerminal) process.stdout.write('\r\x1b[K')

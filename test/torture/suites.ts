@@ -1,0 +1,89 @@
+import { fileURLToPath } from 'node:url'
+
+/** How much of a suite runs: enough to notice what broke, or enough to publish. */
+export type Extent = 'quick' | 'full'
+
+/** One part of the torture: a program that prints its seed, and ends with `N passed, N failed` or why it is skipped. */
+export interface Suite {
+  readonly name: string
+  /** What it shows, for a list. */
+  readonly about: string
+  /** Below the compiled tests. */
+  readonly file: string
+  readonly quick: readonly string[]
+  readonly full: readonly string[]
+  /** Runs of the full form, each with another seed and a folder of its own: two of them fit on two cores. */
+  readonly pieces?: number
+  /** Whether its choices follow `--seed`. Default: true. */
+  readonly isSeeded?: boolean
+}
+
+/** The longest first, so that two at a time end together. */
+export const suites: readonly Suite[] = [
+  {
+    name: 'kill9',
+    about: 'SIGKILL at any moment of pushes, retags and deletes',
+    file: 'torture/kill9.js',
+    quick: ['--rounds', '25'],
+    full: ['--rounds', '250'],
+    pieces: 4,
+  },
+  {
+    name: 'powercut-ext4',
+    about: 'the power of an ext4 disk fails (root)',
+    file: 'torture/kill9.js',
+    quick: ['--rounds', '25', '--power-cut', 'ext4'],
+    full: ['--rounds', '250', '--power-cut', 'ext4'],
+    pieces: 4,
+  },
+  {
+    name: 'powercut-xfs',
+    about: 'the same on xfs (root, xfsprogs)',
+    file: 'torture/kill9.js',
+    quick: ['--rounds', '10', '--power-cut', 'xfs'],
+    full: ['--rounds', '100', '--power-cut', 'xfs'],
+    pieces: 2,
+  },
+  {
+    name: 'powercut-btrfs',
+    about: 'the same on btrfs, where the kernel can (root, btrfs-progs)',
+    file: 'torture/kill9.js',
+    quick: ['--rounds', '10', '--power-cut', 'btrfs'],
+    full: ['--rounds', '100', '--power-cut', 'btrfs'],
+    pieces: 2,
+  },
+  {
+    name: 'gc',
+    about: 'collection without a pause against 64 clients',
+    file: 'torture/gc.js',
+    quick: ['--seconds', '20'],
+    full: ['--seconds', '600'],
+  },
+  {
+    name: 'interleave',
+    about: 'each operation against each step of a collection, in every order',
+    file: 'stores/interleave.test.js',
+    quick: [],
+    full: [],
+    isSeeded: false,
+  },
+  {
+    name: 'upstream',
+    about: 'a mirror whose upstream does everything wrong',
+    file: 'torture/upstream.js',
+    quick: ['--rounds', '4', '--pulls', '150'],
+    full: ['--rounds', '100', '--pulls', '200'],
+  },
+  {
+    name: 'mutants',
+    about: 'mistakes made on purpose: the other parts must see each of them',
+    file: 'torture/mutants.js',
+    quick: ['--quick'],
+    full: [],
+  },
+]
+
+/** The compiled program of a suite. */
+export function programOf({ file }: Suite): string {
+  return fileURLToPath(new URL(`../${file}`, import.meta.url))
+}
