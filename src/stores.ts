@@ -9,6 +9,7 @@ import type { MetadataStore } from '../storage/metadata-store.js'
 import type { MirrorStore } from '../storage/mirror-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import { GarbageCollector } from './registry/gc.js'
+import { StartCheck } from './registry/start-check.js'
 import { UploadService } from './registry/uploads.js'
 import { Verifier } from './registry/verify.js'
 
@@ -59,4 +60,9 @@ export function createCollector(config: Config, stores: Stores, processName: str
 /** The verifier of one process. */
 export function createVerifier(stores: Stores, processName: string): Verifier {
   return new Verifier(stores, `${processName}:`)
+}
+
+/** The check of what an unclean stop has left, for the process that begins to serve. */
+export function createStartCheck(stores: Stores, processName: string): StartCheck {
+  return new StartCheck(stores, `${processName}:`)
 }

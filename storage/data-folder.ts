@@ -13,7 +13,7 @@ import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
 const workersPatience = 10_000
 
 /** Bytes of an index that a start reads from its first to its last page: some hundred milliseconds. */
-const largestQuickLook = 64 * 1024 * 1024
+export const largestQuickLook = 64 * 1024 * 1024
 
 /** Filesystems whose locks and syncs cannot be relied on, by their magic number (reliability R27). */
 const networkFilesystems = new Map([

@@ -35,12 +35,28 @@ export interface VerificationPosition {
   /** Blobs and bytes that were looked at. */
   readonly blobs: number
   readonly bytes: number
+  /** What was found and is still wrong. */
+  readonly problems: number
 }
 
 /** A tag that leads to something. */
 export interface AffectedTag {
   readonly repository: RepositoryName
   readonly tag: Tag
+}
+
+/** A repository of a mirror that held a blob. */
+export interface MirroredHolder {
+  readonly repository: RepositoryName
+  readonly mirror: string
+}
+
+/** How the server that used the data folder before has ended. */
+export interface LastStop {
+  /** False after a crash or a power cut, and where nothing is known. */
+  readonly isOrderly: boolean
+  /** The blobs up to this row were in place at the last orderly stop. */
+  readonly lastBlob: number
 }
 
 /** Some repositories, or all. */
@@ -56,8 +72,10 @@ export interface IntegrityStore {
   endVerification(): Promise<void>
   /** Where a verification stopped that did not come to its end. */
   findPosition(): Promise<VerificationPosition | undefined>
-  /** Undefined: it came to its end. Not durable: what is lost is done again. */
-  savePosition(position: VerificationPosition | undefined): Promise<void>
+  /** Not durable: what is lost is done again. */
+  savePosition(position: VerificationPosition): Promise<void>
+  /** A verification of everything came to its end: there is no position any more. Not durable either. */
+  recordVerification(problems: number, now: number): Promise<void>
 
   /** Live blobs and their bytes behind this row. */
   countBlobs(after: number, repositories: Repositories): Promise<{ blobs: number; bytes: number }>
@@ -84,14 +102,24 @@ export interface IntegrityStore {
   clearDamage(digest: Digest): Promise<void>
   /**
    * Takes a blob out of all repositories of mirrors: they fetch it again when somebody asks for it.
-   * @returns the mirrors
+   * @returns these repositories
    */
-  dropMirrored(digest: Digest): Promise<string[]>
+  dropMirrored(digest: Digest): Promise<MirroredHolder[]>
 
   /** Tags that lead to manifests which name this blob, at most `limit`. */
   listTagsOfBlob(digest: Digest, limit: number): Promise<AffectedTag[]>
   /** Tags that lead to this manifest, at most `limit`. */
   listTagsOfManifest(id: number, limit: number): Promise<AffectedTag[]>
-  /** Looks at every page of the index, in a thread of its own. @returns what is wrong, a sentence each */
-  checkIndex(): Promise<string[]>
+  /**
+   * Looks at every page of the index, in a thread of its own; a quick look does not compare tables with their indexes.
+   * @returns what is wrong, a sentence each
+   */
+  checkIndex(how: 'quick' | 'thorough'): Promise<string[]>
+
+  /** A server begins: from now on its end is not orderly, unless {@link endService} says so. @returns how the last one ended */
+  beginService(): Promise<LastStop>
+  /** The server has stopped: nothing is under way. */
+  endService(): Promise<void>
+  /** Live blobs before one row and behind another, the newest first. */
+  listNewestBlobs(before: number, after: number, limit: number): Promise<BlobToVerify[]>
 }

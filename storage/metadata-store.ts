@@ -113,6 +113,11 @@ export interface Totals {
   /** When the last one ended (seconds since 1970) and how many seconds it took; 0 when there was none. */
   readonly collectedAt: number
   readonly collectionSeconds: number
+  /** Blobs whose bytes are lost. */
+  readonly damagedBlobs: number
+  /** When a verification of everything last ended (seconds since 1970), 0 when none has, and what it left wrong. */
+  readonly verifiedAt: number
+  readonly verificationProblems: number
 }
 
 /**

@@ -282,6 +282,22 @@ const migrations: readonly Migration[] = [
       ) STRICT;
     `,
   },
+  {
+    // A folder with blobs may have been left by a crash: nobody has written down whether it was.
+    version: 6,
+    sql: `
+      ALTER TABLE verification ADD COLUMN problems INTEGER NOT NULL DEFAULT 0;
+
+      CREATE TABLE service (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        is_stopped INTEGER NOT NULL,
+        last_blob INTEGER NOT NULL,
+        verified_at INTEGER,
+        problems INTEGER
+      ) STRICT;
+      INSERT INTO service SELECT 1, NOT EXISTS (SELECT 1 FROM blob), 0, NULL, NULL;
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

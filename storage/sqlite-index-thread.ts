@@ -4,7 +4,7 @@ import { copyIndex, findIndexFaults } from './sqlite-index.js'
 
 /** Look at every page of an index, or copy it and look at the copy. */
 export type IndexTask =
-  | { readonly task: 'check'; readonly path: string }
+  | { readonly task: 'check'; readonly how: 'quick' | 'thorough'; readonly path: string }
   | { readonly task: 'copy'; readonly path: string; readonly target: string }
 
 /** How it went. */
@@ -17,7 +17,7 @@ if (parentPort !== null) parentPort.postMessage(await reply(workerData as IndexT
 async function reply(task: IndexTask): Promise<IndexTaskReply> {
   try {
     const faults =
-      task.task === 'check' ? findIndexFaults(task.path, 'thorough') : await copyIndex(task.path, task.target)
+      task.task === 'check' ? findIndexFaults(task.path, task.how) : await copyIndex(task.path, task.target)
     return { ok: true, faults }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)

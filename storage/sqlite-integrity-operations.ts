@@ -1,6 +1,6 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import type { Damage, VerificationPosition } from './integrity-store.js'
+import type { Damage, LastStop, MirroredHolder, VerificationPosition } from './integrity-store.js'
 
 /** What a verification writes; see IntegrityStore for what each of these promises. */
 export function prepareIntegrity(db: Database) {
@@ -10,20 +10,27 @@ export function prepareIntegrity(db: Database) {
   )
   const release = db.prepare('UPDATE blob SET holder = NULL WHERE digest = ? AND holder = ?')
   const damaged = db.prepare('UPDATE blob SET damage = ? WHERE digest = ?')
-  const mirrors = db
-    .prepare<[string], string>(
-      'SELECT m.mirror FROM mirror_blob m JOIN blob b ON b.id = m.blob_id WHERE b.digest = ?',
-    )
-    .pluck()
+  const mirrored = db.prepare<[string], MirroredHolder>(
+    `SELECT r.name AS repository, r.mirror FROM blob b JOIN blob_link l ON l.blob_id = b.id
+       JOIN repository r ON r.id = l.repository_id WHERE b.digest = ? AND r.mirror IS NOT NULL`,
+  )
   const unlink = db.prepare(
     `DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = ?)
        AND repository_id IN (SELECT id FROM repository WHERE mirror IS NOT NULL)`,
   )
   const save = db.prepare<VerificationPosition>(
-    `INSERT OR REPLACE INTO verification (id, phase, position, started_at, blobs, bytes)
-     VALUES (1, :phase, :position, :startedAt, :blobs, :bytes)`,
+    `INSERT OR REPLACE INTO verification (id, phase, position, started_at, blobs, bytes, problems)
+     VALUES (1, :phase, :position, :startedAt, :blobs, :bytes, :problems)`,
   )
   const forget = db.prepare('DELETE FROM verification')
+  const verified = db.prepare('UPDATE service SET verified_at = ?, problems = ?')
+  const lastStop = db.prepare<[], { isOrderly: number; lastBlob: number }>(
+    'SELECT is_stopped AS isOrderly, last_blob AS lastBlob FROM service',
+  )
+  const begin = db.prepare('UPDATE service SET is_stopped = 0')
+  const end = db.prepare(
+    'UPDATE service SET is_stopped = 1, last_blob = (SELECT coalesce(max(id), 0) FROM blob)',
+  )
 
   return {
     holdBlob(digest: Digest, holder: string): boolean {
@@ -38,15 +45,29 @@ export function prepareIntegrity(db: Database) {
       damaged.run(damage ?? null, digest)
     },
 
-    dropMirrored(digest: Digest): string[] {
-      const names = mirrors.all(digest)
+    dropMirrored(digest: Digest): MirroredHolder[] {
+      const holders = mirrored.all(digest)
       unlink.run(digest)
-      return names
+      return holders
     },
 
-    savePosition(position: VerificationPosition | undefined): void {
-      if (position === undefined) forget.run()
-      else save.run(position)
+    savePosition(position: VerificationPosition): void {
+      save.run(position)
+    },
+
+    recordVerification(problems: number, now: number): void {
+      forget.run()
+      verified.run(now, problems)
+    },
+
+    beginService(): LastStop {
+      const { isOrderly, lastBlob } = lastStop.get() ?? { isOrderly: 0, lastBlob: 0 }
+      begin.run()
+      return { isOrderly: isOrderly === 1, lastBlob }
+    },
+
+    endService(): void {
+      end.run()
     },
   }
 }

@@ -8,7 +8,9 @@ import type {
   BlobToVerify,
   Damage,
   IntegrityStore,
+  LastStop,
   ManifestToVerify,
+  MirroredHolder,
   Repositories,
   VerificationPosition,
 } from './integrity-store.js'
@@ -57,7 +59,11 @@ function prepareQueries(db: Database) {
       manifests: manifests('r.name IN (SELECT value FROM names)'),
     },
     position: db.prepare<[], VerificationPosition>(
-      'SELECT phase, position, started_at AS startedAt, blobs, bytes FROM verification',
+      'SELECT phase, position, started_at AS startedAt, blobs, bytes, problems FROM verification',
+    ),
+    newestBlobs: db.prepare<[number, number, number], BlobRow>(
+      `SELECT id, digest, size, damage FROM blob
+       WHERE id < ? AND id > ? AND state = 'live' ORDER BY id DESC LIMIT ?`,
     ),
     tagsOfBlob: db.prepare<[string, number], AffectedTag>(
       `WITH RECURSIVE above (id, repository_id, digest) AS (
@@ -113,8 +119,12 @@ export class SqliteIntegrityStore implements IntegrityStore {
     return this.#read((queries) => queries.position.get())
   }
 
-  savePosition(position: VerificationPosition | undefined): Promise<void> {
+  savePosition(position: VerificationPosition): Promise<void> {
     return this.#writer.run('savePosition', position)
+  }
+
+  recordVerification(problems: number, now: number): Promise<void> {
+    return this.#writer.run('recordVerification', problems, now)
   }
 
   countBlobs(after: number, repositories: Repositories): Promise<{ blobs: number; bytes: number }> {
@@ -132,10 +142,7 @@ export class SqliteIntegrityStore implements IntegrityStore {
     return this.#read(({ all, some }) => {
       const { blobs } = repositories === 'all' ? all : some
       const rows = blobs.all({ after, limit, repositories: textOf(repositories) })
-      return toPage(
-        rows.map((row) => ({ ...row, damage: row.damage ?? undefined })),
-        limit,
-      )
+      return toPage(rows.map(toBlob), limit)
     })
   }
 
@@ -166,7 +173,7 @@ export class SqliteIntegrityStore implements IntegrityStore {
     return this.#writer.run('noteDamage', digest, undefined)
   }
 
-  dropMirrored(digest: Digest): Promise<string[]> {
+  dropMirrored(digest: Digest): Promise<MirroredHolder[]> {
     return this.#writer.run('dropMirrored', digest)
   }
 
@@ -178,9 +185,25 @@ export class SqliteIntegrityStore implements IntegrityStore {
     return this.#read((queries) => queries.tagsOfManifest.all(id, limit))
   }
 
-  checkIndex(): Promise<string[]> {
-    return runIndexTask({ task: 'check', path: this.#writer.path })
+  checkIndex(how: 'quick' | 'thorough'): Promise<string[]> {
+    return runIndexTask({ task: 'check', how, path: this.#writer.path })
   }
+
+  beginService(): Promise<LastStop> {
+    return this.#writer.run('beginService')
+  }
+
+  endService(): Promise<void> {
+    return this.#writer.run('endService')
+  }
+
+  listNewestBlobs(before: number, after: number, limit: number): Promise<BlobToVerify[]> {
+    return this.#read((queries) => queries.newestBlobs.all(before, after, limit).map(toBlob))
+  }
+}
+
+function toBlob(row: BlobRow): BlobToVerify {
+  return { ...row, damage: row.damage ?? undefined }
 }
 
 function textOf(repositories: Repositories): string {

@@ -9,13 +9,14 @@ import { prepareRepositoryId } from './sqlite-blob-operations.js'
 /** Manifests and tags. */
 export function prepareManifests(db: Database) {
   const repositoryId = prepareRepositoryId(db)
+  // The same digest again brings its bytes again: where they were damaged, that mends them.
   const insert = db.prepare<unknown[], { id: number; createdAt: number }>(
     `INSERT INTO manifest
          (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (repository_id, digest) DO UPDATE SET
-         media_type = excluded.media_type, subject = excluded.subject,
-         artifact_type = excluded.artifact_type, annotations = excluded.annotations
+         media_type = excluded.media_type, size = excluded.size, subject = excluded.subject,
+         artifact_type = excluded.artifact_type, annotations = excluded.annotations, bytes = excluded.bytes
        RETURNING id, created_at AS createdAt`,
   )
   const insertChild = db.prepare(

@@ -177,8 +177,10 @@ function prepareQueries(db: Database.Database) {
     totals: db.prepare<[], Omit<Totals, 'metadataBytes'>>(
       `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
          c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
-         coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds
-       FROM total t, collection c`,
+         coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds,
+         (SELECT count(*) FROM blob WHERE damage IS NOT NULL) AS damagedBlobs,
+         coalesce(s.verified_at, 0) / 1000.0 AS verifiedAt, coalesce(s.problems, 0) AS verificationProblems
+       FROM total t, collection c, service s`,
     ),
   }
 }

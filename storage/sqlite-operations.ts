@@ -38,6 +38,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'holdBlob',
   'releaseBlob',
   'savePosition',
+  'recordVerification',
   'takeFill',
   'noteFillSize',
   'takeLease',

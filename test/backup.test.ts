@@ -236,7 +236,7 @@ t.test('before a migration the index is copied', async (t) => {
   const db = new Database(join(server.data, 'boathouse.db'))
   const version = Number(db.pragma('user_version', { simple: true }))
   db.exec(
-    `DROP TABLE verification; DROP INDEX blob_damaged; DROP INDEX blob_held; ALTER TABLE blob DROP COLUMN damage`,
+    `DROP TABLE service; DROP TABLE verification; DROP INDEX blob_damaged; DROP INDEX blob_held; ALTER TABLE blob DROP COLUMN damage`,
   )
   db.pragma('user_version = 4')
   db.close()

@@ -29,7 +29,7 @@ interface Room {
 const oci = /^src\/oci\//
 const config = /^config\//
 const ports = /^storage\/(?:blob|metadata|access|collection|mirror|integrity)-store\.ts$/
-const composition = /^src\/(?:app|stores|token-app|mirror-app)\.ts$/
+const composition = /^src\/(?:app|stores|token-app|mirror-app|mending)\.ts$/
 const version = /^src\/version\.ts$/
 
 const rooms: readonly Room[] = [
@@ -74,7 +74,7 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/(?:uploads|verify|gc(?:-[a-z]+)?)\.ts$/,
+      /^src\/registry\/(?:uploads|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?)\.ts$/,
       /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
     ],
   },

@@ -35,6 +35,8 @@ interface Finding {
   what: string
   digest: string
   how: string
+  isMended: boolean
+  mirrors: string[]
   tags: { repository: string; tag: string }[]
 }
 
@@ -47,6 +49,8 @@ interface Report {
   healed: number
   orphans: number
   orphanBytes: number
+  orphanDigests: string[]
+  mended: number
   indexFaults: string[]
   findings: Finding[]
 }

@@ -3,6 +3,7 @@ import { authMode } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
 import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
+import { createMender } from '../mending.js'
 import type { UploadService } from '../registry/uploads.js'
 import { createCollector, createUploads, createVerifier, openStores, type Stores } from '../stores.js'
 import { version } from '../version.js'
@@ -10,6 +11,7 @@ import { startCollecting } from './collecting.js'
 import { exitCodes } from './exit-codes.js'
 import { createLogger, flushLogger } from './logger.js'
 import { startSnapshots } from './snapshotting.js'
+import { checkAfterCrash } from './start-checking.js'
 import { startVerifying } from './verifying.js'
 import { WorkerPool } from './worker-pool.js'
 
@@ -47,10 +49,11 @@ export async function serve(config: Config): Promise<number> {
   try {
     primary = await takePrimary(config, logger)
     const { folder, stores } = primary
+    const stopCheck = await checkAfterCrash(stores, config, logger, (error) => endAtOnce(error, logger))
     const stopExpiry = startExpiry(createUploads(config, stores, 'primary'), config, logger)
     const server = await startServer(config, pool, logger)
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
-    const stopVerifying = startVerifying(createVerifier(stores, 'primary'), config, logger)
+    const stopVerifying = startVerifying(createVerifying(config, stores, logger), config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     announce(config, server.address)
     await stopSignal(logger)
@@ -59,6 +62,7 @@ export async function serve(config: Config): Promise<number> {
     await stopVerifying()
     await stopCollecting()
     await stopExpiry()
+    await stopCheck()
     await stores.close()
     folder.release()
     logger.info('stopped')
@@ -82,6 +86,14 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
   // Nobody else runs on this folder: whoever held a turn is dead.
   await stores.metadata.releaseTurns('')
   return { folder, stores }
+}
+
+function createVerifying(config: Config, stores: Stores, logger: Logger) {
+  const mender = createMender(config, stores, {
+    processName: 'primary',
+    onError: (error, what) => logger.error({ err: error }, what),
+  })
+  return { verifier: createVerifier(stores, 'primary'), mender }
 }
 
 /** Nothing more may be written: what is on the disk is all that there is to go on from. */

@@ -1,6 +1,8 @@
 import { readRate } from '../../config/values.js'
+import { createMender } from '../mending.js'
 import { parseRepositoryName, type RepositoryName } from '../oci/reference.js'
-import type { Finding, VerificationReport, VerifyOptions } from '../registry/verify.js'
+import type { VerifyOptions } from '../registry/verify.js'
+import { type Finding, problemsLeft, type VerificationReport } from '../registry/verify-report.js'
 import { createVerifier } from '../stores.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage } from './command.js'
 import { describeProgress, interruptible, showProgress } from './progress.js'
@@ -19,8 +21,8 @@ export const verify: Command = {
   --json          answer in JSON
 ${sharedUsage}
 
-Altered bytes are moved to quarantine/ in the data folder and never served again; a push of the same image brings a
-damaged blob back, and mirrors fetch theirs again. Exits with 1 when something is wrong, or it was interrupted.`,
+Altered bytes are moved to quarantine/ in the data folder and never served again; a push of the same image brings them
+back, and what a mirror held is fetched from its upstream. Exits with 1 when something stays wrong, or it was interrupted.`,
 
   async run(args) {
     const { values, positionals } = parse(args, {
@@ -36,11 +38,11 @@ damaged blob back, and mirrors fetch theirs again. Exits with 1 when something i
     return withPlace(values, async (place) => {
       const rate = written ?? place.config.verify.rate
       const report = await run(place, { rate, repositories, isAnew: values.restart === true })
-      const { blobs, bytes, problems } = report
-      place.audit('verified', { blobs, bytes, problems })
+      const { blobs, bytes, problems, mended } = report
+      place.audit('verified', { blobs, bytes, problems, mended })
       if (values.json === true) say(formatJson(toJson(report)))
       else tell(report)
-      return problems + report.indexFaults.length > 0 || report.isInterrupted ? 1 : 0
+      return problemsLeft(report) > 0 || report.isInterrupted ? 1 : 0
     })
   },
 }
@@ -54,13 +56,19 @@ function readName(text: string): RepositoryName {
 }
 
 async function run(place: Place, options: VerifyOptions): Promise<VerificationReport> {
-  const verifier = createVerifier(place.stores, `command-${process.pid}`)
+  const processName = `command-${process.pid}`
+  const verifier = createVerifier(place.stores, processName)
+  const mender = createMender(place.config, place.stores, {
+    processName,
+    onError: (error, what) => note(`${what}: ${error instanceof Error ? error.message : String(error)}`),
+  })
   const progress = showProgress()
   const begin = performance.now()
   try {
     const report = await interruptible((signal) =>
       verifier.verify({
         ...options,
+        mender,
         signal,
         onProgress: ({ bytesNow, problems }, all) =>
           progress.show(() => {
@@ -73,6 +81,7 @@ async function run(place: Place, options: VerifyOptions): Promise<VerificationRe
     return report
   } finally {
     progress.end()
+    await mender?.close()
   }
 }
 
@@ -89,11 +98,16 @@ function tell(report: VerificationReport): void {
   for (const fault of report.indexFaults) {
     say(`index: ${fault}: stop the server, then "boathouse restore --index" goes back to a sound copy`)
   }
-  const { blobs, bytes, manifests, problems, healed, orphans, orphanBytes } = report
+  const { blobs, bytes, manifests, mended, healed, orphans, orphanBytes } = report
+  const left = problemsLeft(report)
   say(
-    `Verified ${blobs} blobs, ${formatBytes(bytes)}, and ${manifests} manifests: ${
-      problems + report.indexFaults.length === 0 ? 'all is well' : `${problems} are not as they should be`
-    }${healed === 0 ? '' : `, ${healed} are right again`}.`,
+    [
+      `Verified ${blobs} blobs, ${formatBytes(bytes)}, and ${manifests} manifests: `,
+      left === 0 ? 'all is well' : `${left} are not as they should be`,
+      mended === 0 ? '' : `, ${mended} came from a mirror's upstream again`,
+      healed === 0 ? '' : `, ${healed} are right again`,
+      '.',
+    ].join(''),
   )
   if (report.isInterrupted) note('Interrupted: the next verification goes on from here.')
   if (orphans > 0) {
@@ -104,15 +118,18 @@ function tell(report: VerificationReport): void {
 }
 
 /** One line: what is wrong with what, which tags suffer, and what becomes of it. */
-export function describeFinding({ problem, what, digest, how, tags, mirrors, repository }: Finding): string {
+export function describeFinding(finding: Finding): string {
+  const { problem, what, digest, how, tags, repository } = finding
   const place = repository === undefined ? '' : ` of ${repository}`
-  const names = tags.map(({ repository: name, tag }) => `${name}:${tag}`)
-  const suffering = names.length === 0 ? 'no tag needs it' : `needed by ${names.join(', ')}`
-  return `${problem}: ${what} ${digest}${place}: ${how}; ${suffering}; ${remedy(problem, what, mirrors)}`
+  const names = tags.map(({ repository: name, tag }) => `${name}:${tag}`).join(', ')
+  const isLost = problem !== 'unreadable' && !finding.isMended
+  const suffering =
+    names === '' ? 'no tag needs it' : `${isLost ? 'cannot be pulled whole' : 'needed by'}: ${names}`
+  return `${problem}: ${what} ${digest}${place}: ${how}; ${suffering}; ${remedy(finding)}`
 }
 
-function remedy(problem: Finding['problem'], what: Finding['what'], mirrors: readonly string[]): string {
+function remedy({ problem, isMended, mirrors }: Finding): string {
+  if (isMended) return "it came from a mirror's upstream again"
   if (problem === 'unreadable') return 'nothing was changed: look at the disk and its permissions'
-  if (what === 'manifest') return 'the index is damaged, see "boathouse restore --help"'
   return mirrors.length > 0 ? `${mirrors.join(', ')} fetches it again when asked` : 'push it again to mend it'
 }

@@ -1,14 +1,23 @@
 import { Cron } from 'croner'
 import type { Logger } from 'pino'
 import type { Config } from '../../config/schema.js'
-import type { VerificationReport, Verifier } from '../registry/verify.js'
+import type { OpenMender } from '../mending.js'
+import type { Verifier } from '../registry/verify.js'
+import type { VerificationReport } from '../registry/verify-report.js'
 import { describeFinding } from './verify.js'
 
 /** Findings that are logged one by one. */
 const mostLogged = 100
 
-/** Verifies what is stored by the setting verify.schedule, until the returned function is called. */
-export function startVerifying(verifier: Verifier, config: Config, logger: Logger): () => Promise<void> {
+/**
+ * Verifies what is stored by the setting verify.schedule, until the returned function is called; what was interrupted
+ * goes on at once.
+ */
+export function startVerifying(
+  { verifier, mender }: { verifier: Verifier; mender: OpenMender | undefined },
+  config: Config,
+  logger: Logger,
+): () => Promise<void> {
   const { rate, schedule } = config.verify
   if (schedule === undefined) return async () => undefined
   const stop = new AbortController()
@@ -16,7 +25,7 @@ export function startVerifying(verifier: Verifier, config: Config, logger: Logge
 
   async function round(): Promise<void> {
     try {
-      const report = await verifier.verify({ rate, repositories: 'all', signal: stop.signal })
+      const report = await verifier.verify({ rate, mender, repositories: 'all', signal: stop.signal })
       tell(report, logger)
     } catch (error) {
       logger.error({ err: error }, 'what is stored could not be verified')
@@ -27,10 +36,15 @@ export function startVerifying(verifier: Verifier, config: Config, logger: Logge
     running = round()
     return running
   })
+  running = verifier
+    .isInterrupted()
+    .catch(() => false) // the next round says what is wrong
+    .then((isInterrupted) => (isInterrupted ? cron.trigger() : undefined))
   return async () => {
     cron.stop()
     stop.abort()
     await running
+    await mender?.close()
   }
 }
 
@@ -39,19 +53,18 @@ function tell(report: VerificationReport | undefined, logger: Logger): void {
     logger.info('what is stored is being verified by a command')
     return
   }
-  for (const finding of report.findings.slice(0, mostLogged)) {
-    logger.error({ digest: finding.digest }, describeFinding(finding))
-  }
+  tellFindings(report, logger)
   for (const fault of report.indexFaults) {
     logger.error({ fault }, 'the index is damaged: stop the server, then "boathouse restore --index" helps')
   }
-  const { blobs, bytes, manifests, problems, healed, orphans, isInterrupted, milliseconds } = report
+  const { blobs, bytes, manifests, problems, mended, healed, orphans, isInterrupted, milliseconds } = report
   logger.info(
     {
       blobs,
       bytes,
       manifests,
       problems,
+      mended,
       healed,
       orphans,
       interrupted: isInterrupted,
@@ -59,4 +72,17 @@ function tell(report: VerificationReport | undefined, logger: Logger): void {
     },
     'verified what is stored',
   )
+}
+
+/** Writes what was found to the log, a line each. */
+export function tellFindings({ findings, problems }: VerificationReport, logger: Logger): void {
+  for (const finding of findings.slice(0, mostLogged)) {
+    const { digest, tags, isMended } = finding
+    const about = { digest, tags: tags.map(({ repository, tag }) => `${repository}:${tag}`) }
+    if (isMended) logger.warn(about, describeFinding(finding))
+    else logger.error(about, describeFinding(finding))
+  }
+  if (problems > mostLogged) {
+    logger.error({ problems }, 'there is more that is damaged: "boathouse verify" names it')
+  }
 }

@@ -11,6 +11,9 @@ export interface StoreTotals {
   readonly collectedBytes: number
   readonly collectedAt: number
   readonly collectionSeconds: number
+  readonly damagedBlobs: number
+  readonly verifiedAt: number
+  readonly verificationProblems: number
 }
 
 /** One answered request. Its labels come from short fixed lists, so that the series stay few. */
@@ -76,6 +79,15 @@ export class Metrics {
     const end = 'When the last garbage collection ended, in seconds since 1970; 0 when there was none'
     gauge('boathouse_gc_last_end_seconds', end, (all) => all.collectedAt)
     gauge('boathouse_gc_last_duration_seconds', 'How long that one took', (all) => all.collectionSeconds)
+    gauge(
+      'boathouse_damaged_blobs',
+      'Blobs whose bytes were found altered or missing',
+      (all) => all.damagedBlobs,
+    )
+    const verified = 'When everything stored was last verified, in seconds since 1970; 0 when it never was'
+    gauge('boathouse_verify_last_end_seconds', verified, (all) => all.verifiedAt)
+    const problems = 'What that verification found and could not mend'
+    gauge('boathouse_verify_last_problems', problems, (all) => all.verificationProblems)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
   }
 

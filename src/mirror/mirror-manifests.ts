@@ -10,7 +10,14 @@ import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
-import type { ManifestService, Manifests, Notice, Push, Pushed } from '../registry/manifests.js'
+import {
+  isIntact,
+  type ManifestService,
+  type Manifests,
+  type Notice,
+  type Push,
+  type Pushed,
+} from '../registry/manifests.js'
 import type { PullLog } from '../registry/pulls.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
@@ -80,9 +87,21 @@ export class MirrorManifests implements Manifests {
       : this.getManifest(repository, reference)
   }
 
+  /** What is here and has not been altered: the rest comes from the upstream again, which mends it. */
+  async #find(repository: RepositoryName, digest: Digest): Promise<StoredManifest | undefined> {
+    const found = await this.#options.metadata.findManifest(repository, { kind: 'digest', digest })
+    return found !== undefined && isIntact(found) ? found : undefined
+  }
+
+  /** The same by tag. What was pushed here is nobody else's: it is given as it is. */
+  async #findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined> {
+    const found = await this.#store.findTagged(repository, tag)
+    return found === undefined || found.kind === 'local' || isIntact(found) ? found : undefined
+  }
+
   /** PX-02: what is here is never asked for again. */
   async #byDigest(mirror: Mirror, repository: RepositoryName, digest: Digest): Promise<Served> {
-    const find = () => this.#options.metadata.findManifest(repository, { kind: 'digest', digest })
+    const find = () => this.#find(repository, digest)
     const found = await find()
     if (found !== undefined) {
       mirror.hit(found.size)
@@ -98,13 +117,13 @@ export class MirrorManifests implements Manifests {
   /** PX-01: a tag that was checked a moment ago is current; an older one is, if the upstream says so or is silent. */
   async #byTag(mirror: Mirror, repository: RepositoryName, tag: Tag): Promise<Served> {
     const askedAt = Date.now()
-    const cached = await this.#store.findTagged(repository, tag)
+    const cached = await this.#findTagged(repository, tag)
     if (cached === undefined) {
       await this.#refuseLocal(repository, { kind: 'tag', tag })
       mirror.miss()
       return this.#refresh(mirror, repository, tag, askedAt)
     }
-    if (cached.kind === 'local') return cached
+    if (cached.kind === 'local') return this.#local.getManifest(repository, { kind: 'tag', tag })
     if (isCurrent(cached, askedAt - mirror.options.freshness)) {
       mirror.hit(cached.size)
       return cached
@@ -125,7 +144,7 @@ export class MirrorManifests implements Manifests {
   /** Asks the upstream what the tag points at now; whoever asks meanwhile shares the answer. */
   #refresh(mirror: Mirror, repository: RepositoryName, tag: Tag, askedAt: number): Promise<Served> {
     const find = async (): Promise<Served | undefined> => {
-      const tagged = await this.#store.findTagged(repository, tag)
+      const tagged = await this.#findTagged(repository, tag)
       return tagged !== undefined && isCurrent(tagged, askedAt) ? tagged : undefined
     }
     return this.#options.sharing.share(`tag:${repository}:${tag}`, find, () =>
@@ -136,7 +155,7 @@ export class MirrorManifests implements Manifests {
   async #revalidate(mirror: Mirror, repository: RepositoryName, tag: Tag): Promise<Served> {
     const key = `${repository}:${tag}`
     this.#misses.check(key)
-    const cached = await this.#store.findTagged(repository, tag)
+    const cached = await this.#findTagged(repository, tag)
     try {
       if (cached === undefined) return await this.#fetch(mirror, repository, tag, [tag])
       const { digest } = await mirror.upstream.headManifest(mirror.remoteOf(repository), tag)
@@ -146,7 +165,7 @@ export class MirrorManifests implements Manifests {
       ) {
         return cached
       }
-      const known = await this.#options.metadata.findManifest(repository, { kind: 'digest', digest })
+      const known = await this.#find(repository, digest)
       return known === undefined
         ? await this.#fetch(mirror, repository, digest, [tag])
         : await this.#keep(mirror, repository, known, [tag])
@@ -241,7 +260,7 @@ export class MirrorManifests implements Manifests {
   /** A repository that holds what was pushed here is never looked up upstream. */
   async #refuseLocal(repository: RepositoryName, reference: Reference): Promise<void> {
     if ((await this.#store.findRepositoryKind(repository)) === 'local') {
-      await this.#local.headManifest(repository, reference)
+      await this.#local.getManifest(repository, reference)
     }
   }
 

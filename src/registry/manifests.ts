@@ -265,8 +265,13 @@ function describe(reference: Reference): unknown {
 }
 
 /** SQLite has no checksums: a flipped bit in a manifest's bytes would go unnoticed. This costs microseconds. */
-function checkBytes({ digest, bytes }: StoredManifest): void {
-  if (digestOf(bytes, algorithmOf(digest)) === digest) return
+export function isIntact({ digest, bytes }: Pick<StoredManifest, 'digest' | 'bytes'>): boolean {
+  return digestOf(bytes, algorithmOf(digest)) === digest
+}
+
+function checkBytes(manifest: StoredManifest): void {
+  if (isIntact(manifest)) return
+  const { digest } = manifest
   throw new RegistryError('UNAVAILABLE', 'the manifest is damaged: the log of the registry says more', {
     cause: new Error(
       `manifest ${digest} has other bytes in the index: "boathouse verify" tells what else is damaged`,

@@ -1,16 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { BlobStore, Examination } from '../../storage/blob-store.js'
-import type { CollectionStore } from '../../storage/collection-store.js'
-import type {
-  AffectedTag,
-  BlobToVerify,
-  IntegrityStore,
-  ManifestToVerify,
-  Repositories,
-  VerificationPosition,
-} from '../../storage/integrity-store.js'
-import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
-import type { RepositoryName } from '../oci/reference.js'
+import type { ManifestToVerify, Repositories, VerificationPosition } from '../../storage/integrity-store.js'
+import { algorithmOf, digestOf } from '../oci/digest.js'
+import { BlobCheck, type Mender, VerificationStopped, type VerifiedStores } from './blob-check.js'
+import { emptyVerification, problemsLeft, type VerificationReport } from './verify-report.js'
 
 /** Rows that are read at once; those of manifests come with their bytes. */
 const blobPage = 500
@@ -19,62 +11,15 @@ const manifestPage = 20
 /** Milliseconds between two notes of how far it is. */
 const saveInterval = 2000
 
-/** Findings that are told one by one, and tags of each; more are counted. */
-const mostFindings = 10_000
+/** Tags that are told of one finding, and files without a row that are named. */
 const mostTags = 100
+const mostOrphans = 100
 
 /** Milliseconds for which a file may be without its row, because the row is on its way. */
 const arrival = 60_000
 
-/** Milliseconds for which a blob's quarantine waits for a collection that is at work, and between two tries. */
-const collectorPatience = 60_000
-const collectorPause = 20
-
 /** Milliseconds of a pause that are worth one. */
 const shortestPause = 5
-
-/** Something that is not as it should be. */
-export interface Finding {
-  /**
-   * `missing` and `altered`: these bytes are lost here, and nobody is served them; `unreadable`: the disk refused, which
-   * says nothing of the bytes, and nothing was done.
-   */
-  readonly problem: 'missing' | 'altered' | 'unreadable'
-  readonly what: 'blob' | 'manifest'
-  readonly digest: Digest
-  /** Bytes. */
-  readonly size: number
-  /** The repository of a manifest. */
-  readonly repository?: RepositoryName
-  /** What exactly was seen. */
-  readonly how: string
-  /** Tags whose images cannot be pulled whole any more; at most 100. */
-  readonly tags: readonly AffectedTag[]
-  /** Mirrors that fetch it again when somebody asks for it. */
-  readonly mirrors: readonly string[]
-}
-
-/** What a verification has found. */
-export interface VerificationReport {
-  /** What was looked at, from the beginning of this verification on, interruptions or not. */
-  blobs: number
-  bytes: number
-  manifests: number
-  /** The same of this run alone, and what was left to do at its beginning. */
-  bytesNow: number
-  readonly findings: Finding[]
-  /** All of them. */
-  problems: number
-  /** Blobs that were damaged and are right again. */
-  healed: number
-  /** Files that no row knows. */
-  orphans: number
-  orphanBytes: number
-  /** What is wrong with the index, a sentence each. */
-  indexFaults: readonly string[]
-  isInterrupted: boolean
-  milliseconds: number
-}
 
 /** How a verification is to run. */
 export interface VerifyOptions {
@@ -84,34 +29,27 @@ export interface VerifyOptions {
   readonly repositories: Repositories
   /** Whether to begin anew, whatever was interrupted. */
   readonly isAnew?: boolean
+  /** Fetches what mirrors lost again; without it that is done when somebody asks for it. */
+  readonly mender?: Mender | undefined
   readonly signal?: AbortSignal
   /** Hears how far it is, often. @param bytesLeft to be read from here on, at the beginning */
   readonly onProgress?: (report: VerificationReport, bytesAtAll: number) => void
 }
 
-/** Told to stop. */
-class Stopped extends Error {}
-
 /** Compares every stored byte with its digest, while pushes and pulls go on. */
 export class Verifier {
-  readonly #stores: {
-    readonly blobs: BlobStore
-    readonly integrity: IntegrityStore
-    readonly collection: CollectionStore
-  }
+  readonly #stores: VerifiedStores
   readonly #holder: string
 
   /** @param holder name of this process, unlike any other's */
-  constructor(
-    stores: {
-      readonly blobs: BlobStore
-      readonly integrity: IntegrityStore
-      readonly collection: CollectionStore
-    },
-    holder: string,
-  ) {
+  constructor(stores: VerifiedStores, holder: string) {
     this.#stores = stores
     this.#holder = holder
+  }
+
+  /** Whether a verification was interrupted, and the next one goes on from there. */
+  async isInterrupted(): Promise<boolean> {
+    return (await this.#stores.integrity.findPosition()) !== undefined
   }
 
   /**
@@ -132,51 +70,33 @@ export class Verifier {
 
 /** One verification at work. */
 class Run {
-  readonly #blobs: BlobStore
-  readonly #integrity: IntegrityStore
-  readonly #collection: CollectionStore
-  readonly #holder: string
+  readonly #stores: VerifiedStores
   readonly #options: VerifyOptions
+  readonly #check: BlobCheck
   readonly #begin = performance.now()
   #savedAt = performance.now()
   #startedAt = Date.now()
   #bytesAtAll = 0
-  readonly #report: VerificationReport = {
-    blobs: 0,
-    bytes: 0,
-    manifests: 0,
-    bytesNow: 0,
-    findings: [],
-    problems: 0,
-    healed: 0,
-    orphans: 0,
-    orphanBytes: 0,
-    indexFaults: [],
-    isInterrupted: false,
-    milliseconds: 0,
-  }
+  /** What runs before this one have found, of the verification that this one continues. */
+  #problemsBefore = 0
+  readonly #report = emptyVerification()
 
-  constructor(
-    stores: {
-      readonly blobs: BlobStore
-      readonly integrity: IntegrityStore
-      readonly collection: CollectionStore
-    },
-    holder: string,
-    options: VerifyOptions,
-  ) {
-    this.#blobs = stores.blobs
-    this.#integrity = stores.integrity
-    this.#collection = stores.collection
-    this.#holder = holder
+  constructor(stores: VerifiedStores, holder: string, options: VerifyOptions) {
+    this.#stores = stores
     this.#options = options
+    this.#check = new BlobCheck(stores, this.#report, {
+      holder,
+      mender: options.mender,
+      onRead: (bytes) => this.#pace(bytes),
+      stopWhenTold: () => this.#stopWhenTold(),
+    })
   }
 
   async run(): Promise<VerificationReport> {
     try {
       await this.#lookAtAll()
     } catch (error) {
-      if (!(error instanceof Stopped)) throw error
+      if (!(error instanceof VerificationStopped)) throw error
       this.#report.isInterrupted = true
     }
     this.#report.milliseconds = performance.now() - this.#begin
@@ -189,8 +109,12 @@ class Run {
     await this.#lookAtManifests(from?.phase === 'manifests' ? from.position : 0)
     if (!this.#isWhole) return
     await this.#countOrphans()
-    this.#report.indexFaults = await this.#integrity.checkIndex()
-    await this.#integrity.savePosition(undefined)
+    this.#report.indexFaults = await this.#stores.integrity.checkIndex('thorough')
+    await this.#stores.integrity.recordVerification(this.#problems, Date.now())
+  }
+
+  get #problems(): number {
+    return this.#problemsBefore + problemsLeft(this.#report)
   }
 
   get #isWhole(): boolean {
@@ -199,11 +123,12 @@ class Run {
 
   async #findPosition(): Promise<VerificationPosition | undefined> {
     if (!this.#isWhole || this.#options.isAnew === true) return undefined
-    const from = await this.#integrity.findPosition()
+    const from = await this.#stores.integrity.findPosition()
     if (from === undefined) return undefined
     this.#startedAt = from.startedAt
     this.#report.blobs = from.blobs
     this.#report.bytes = from.bytes
+    this.#problemsBefore = from.problems
     return from
   }
 
@@ -211,7 +136,9 @@ class Run {
     this.#savedAt = performance.now()
     if (!this.#isWhole) return
     const { blobs, bytes } = this.#report
-    await this.#integrity.savePosition({ phase, position, startedAt: this.#startedAt, blobs, bytes })
+    const problems = this.#problems
+    const startedAt = this.#startedAt
+    await this.#stores.integrity.savePosition({ phase, position, startedAt, blobs, bytes, problems })
   }
 
   /** Goes through rows in their order, and notes from time to time how far it is. */
@@ -242,85 +169,13 @@ class Run {
 
   async #lookAtBlobs(start: number): Promise<void> {
     const { repositories } = this.#options
-    this.#bytesAtAll = (await this.#integrity.countBlobs(start, repositories)).bytes
+    this.#bytesAtAll = (await this.#stores.integrity.countBlobs(start, repositories)).bytes
     await this.#walk(
       'blobs',
       start,
-      (after) => this.#integrity.listBlobs(after, blobPage, repositories),
-      (blob) => this.#lookAtBlob(blob),
+      (after) => this.#stores.integrity.listBlobs(after, blobPage, repositories),
+      (blob) => this.#check.check(blob),
     )
-  }
-
-  async #lookAtBlob(blob: BlobToVerify): Promise<void> {
-    const found = await this.#examine(blob)
-    this.#report.blobs++
-    if (found.outcome === 'intact') {
-      if (blob.damage !== undefined) await this.#heal(blob)
-      return
-    }
-    if (found.outcome === 'unreadable') return this.#note(blob, 'unreadable', found.reason)
-    if (found.outcome === 'missing' && blob.damage !== undefined) {
-      return this.#note(blob, blob.damage, 'it was put aside, or lost, before')
-    }
-    // What was read once may have been read wrong: it must be seen twice.
-    const again = await this.#examine(blob)
-    if (again.outcome === 'unreadable') return this.#note(blob, 'unreadable', again.reason)
-    if (again.outcome === 'intact') {
-      return this.#note(blob, 'unreadable', 'two reads of it gave different bytes: look at memory and disk')
-    }
-    if (!(await this.#putAside(blob, again))) return
-    const how = again.outcome === 'altered' ? again.how : 'no file'
-    await this.#note(blob, again.outcome, how)
-  }
-
-  #examine({ digest, size }: BlobToVerify): Promise<Examination> {
-    return this.#blobs.examine(digest, { size, onRead: (bytes) => this.#pace(bytes) })
-  }
-
-  async #heal({ digest }: BlobToVerify): Promise<void> {
-    await this.#integrity.clearDamage(digest)
-    this.#report.healed++
-  }
-
-  /**
-   * Bytes first, then the row: a blob whose row does not yet say that it is damaged is missing, which is refused too.
-   * @returns false when the blob went, or came anew, since it was looked at
-   */
-  async #putAside(
-    { digest }: BlobToVerify,
-    found: Examination & { outcome: 'missing' | 'altered' },
-  ): Promise<boolean> {
-    await this.#excludeCollectors()
-    try {
-      if (!(await this.#integrity.holdBlob(digest, this.#holder))) return false
-      try {
-        if (!(await this.#blobs.quarantine(digest, found.state, Date.now()))) return false
-        await this.#integrity.noteDamage(digest, found.outcome)
-        return true
-      } finally {
-        await this.#integrity.releaseBlob(digest, this.#holder)
-      }
-    } finally {
-      await this.#collection.endCollection(undefined)
-    }
-  }
-
-  async #excludeCollectors(): Promise<void> {
-    const deadline = performance.now() + collectorPatience
-    while (!(await this.#collection.startCollection())) {
-      this.#stopWhenTold()
-      if (performance.now() > deadline) throw new Stopped('a collection takes too long')
-      await delay(collectorPause)
-    }
-  }
-
-  async #note(blob: BlobToVerify, problem: Finding['problem'], how: string): Promise<void> {
-    const { digest, size } = blob
-    this.#report.problems++
-    if (this.#report.findings.length >= mostFindings) return
-    const tags = await this.#integrity.listTagsOfBlob(digest, mostTags)
-    const mirrors = problem === 'unreadable' ? [] : await this.#integrity.dropMirrored(digest)
-    this.#report.findings.push({ problem, what: 'blob', digest, size, how, tags, mirrors })
   }
 
   async #lookAtManifests(start: number): Promise<void> {
@@ -328,7 +183,7 @@ class Run {
     await this.#walk(
       'manifests',
       start,
-      (after) => this.#integrity.listManifests(after, manifestPage, repositories),
+      (after) => this.#stores.integrity.listManifests(after, manifestPage, repositories),
       (manifest) => this.#lookAtManifest(manifest),
     )
   }
@@ -337,11 +192,10 @@ class Run {
     const { id, repository, digest, size, bytes } = manifest
     this.#report.manifests++
     if (bytes.byteLength === size && digestOf(bytes, algorithmOf(digest)) === digest) return
-    this.#report.problems++
-    if (this.#report.findings.length >= mostFindings) return
-    const tags = await this.#integrity.listTagsOfManifest(id, mostTags)
+    const tags = await this.#stores.integrity.listTagsOfManifest(id, mostTags)
+    const isMended = (await this.#options.mender?.mendManifest(repository, digest)) === true
     const how = 'other bytes in the index'
-    this.#report.findings.push({
+    this.#check.add({
       problem: 'altered',
       what: 'manifest',
       digest,
@@ -350,20 +204,22 @@ class Run {
       how,
       tags,
       mirrors: [],
+      isMended,
     })
   }
 
   async #countOrphans(): Promise<void> {
     const before = Date.now() - arrival
-    for (let part = 0; part < this.#blobs.parts; part++) {
+    for (let part = 0; part < this.#stores.blobs.parts; part++) {
       this.#stopWhenTold()
-      const digests = await this.#blobs.listPart(part)
+      const digests = await this.#stores.blobs.listPart(part)
       for (let at = 0; at < digests.length; at += blobPage) {
-        for (const digest of await this.#collection.listStrangers(digests.slice(at, at + blobPage))) {
-          const file = await this.#blobs.stat(digest)
+        for (const digest of await this.#stores.collection.listStrangers(digests.slice(at, at + blobPage))) {
+          const file = await this.#stores.blobs.stat(digest)
           if (file === undefined || file.storedAt > before) continue
           this.#report.orphans++
           this.#report.orphanBytes += file.size
+          if (this.#report.orphanDigests.length < mostOrphans) this.#report.orphanDigests.push(digest)
         }
       }
     }
@@ -383,6 +239,6 @@ class Run {
   }
 
   #stopWhenTold(): void {
-    if (this.#options.signal?.aborted === true) throw new Stopped('told to stop')
+    if (this.#options.signal?.aborted === true) throw new VerificationStopped('told to stop')
   }
 }
