@@ -5,6 +5,7 @@ import type { Config } from '../config/schema.js'
 import type { RuleFilter } from './auth/grants.js'
 import { readCredentials } from './mirror/credentials.js'
 import { Eviction } from './mirror/eviction.js'
+import { boundOf } from './mirror/fill-bound.js'
 import { HttpUpstream } from './mirror/http-upstream.js'
 import { MirrorBlobs } from './mirror/mirror-blobs.js'
 import { MirrorManifests } from './mirror/mirror-manifests.js'
@@ -69,6 +70,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
       mirrors: store,
       newHolder,
       maxBlobSize: config.uploads.maxBlobSize,
+      boundOf: (task) => boundOf(task, { store, parse: manifestOptions.parse }),
       admitAtOnce: (...what) => eviction.admitAtOnce(...what),
       admit: (...what) => eviction.admit(...what),
       checkFloor: () => eviction.checkFloor(),

@@ -89,6 +89,8 @@ export interface MirroredBlob {
  */
 export interface MirrorStore {
   findRepositoryKind(repository: RepositoryName): Promise<RepositoryKind>
+  /** Manifests of the repository that name this blob, at most `limit`. */
+  listNaming(repository: RepositoryName, digest: Digest, limit: number): Promise<readonly StoredManifest[]>
   /** The manifest that a tag points at, with what is known of its being current. */
   findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined>
 

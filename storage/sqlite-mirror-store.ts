@@ -1,6 +1,7 @@
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
+import type { StoredManifest } from './metadata-store.js'
 import type {
   Fill,
   MirroredBlob,
@@ -34,6 +35,11 @@ function prepareQueries(db: Database.Database) {
          r.mirror AS mirror, m.bytes AS bytes
        FROM repository r JOIN tag t ON t.repository_id = r.id
        JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`,
+    ),
+    naming: db.prepare<[string, string, number], StoredManifest>(
+      `SELECT m.digest AS digest, m.media_type AS mediaType, m.size AS size, m.bytes AS bytes
+       FROM repository r JOIN manifest_child c ON c.repository_id = r.id
+       JOIN manifest m ON m.id = c.manifest_id WHERE r.name = ? AND c.digest = ? LIMIT ?`,
     ),
     fill: db.prepare<[string], { size: number | null; isHeld: number }>(
       'SELECT size, holder IS NOT NULL AS isHeld FROM upload WHERE id = ?',
@@ -87,6 +93,10 @@ export class SqliteMirrorStore implements MirrorStore {
       if (row === undefined || row.isUsed === 0) return 'absent'
       return row.mirror === null ? 'local' : 'mirrored'
     })
+  }
+
+  listNaming(repository: RepositoryName, digest: Digest, limit: number): Promise<readonly StoredManifest[]> {
+    return this.#read((queries) => queries.naming.all(repository, digest, limit))
   }
 
   findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined> {

@@ -2,6 +2,7 @@ import { Readable } from 'node:stream'
 import { steadyNow } from './breaker.js'
 import { ExchangeError } from './failures.js'
 import { type Headers, single } from './rate-limit.js'
+import type { Slots } from './slots.js'
 import { discard, type HopResponse } from './transport.js'
 
 /** Bytes a second that a blob must come with, on average over twice the idle time. */
@@ -9,24 +10,38 @@ const leastRate = 1024
 /** Bytes of a blob that wait here for their reader, beside those in the socket. */
 const readAhead = 256 * 1024
 
+/** Bytes up to which an answer may be read beside any number of others. */
+const mostBeside = 128 * 1024
+
 /**
  * Reads a whole answer.
+ * @param large places for those of more than 128 KiB: many of them at once would be much memory (reliability S46)
  * @throws ExchangeError `invalid` when it has more than `most` bytes; whatever the connection fails with
  */
-export async function readSmall(response: HopResponse, most: number): Promise<Buffer> {
+export async function readSmall(response: HopResponse, most: number, large?: Slots): Promise<Buffer> {
+  const { headers, body } = response
   const tooLong = () => new ExchangeError('invalid', `sent an answer of more than ${most} bytes`)
-  if ((contentLength(response.headers) ?? 0) > most) {
+  if ((contentLength(headers) ?? 0) > most) {
     discard(response)
     throw tooLong()
   }
+  const gone = new AbortController()
+  body.once('close', () => gone.abort())
   const chunks: Buffer[] = []
   let length = 0
-  for await (const chunk of response.body) {
-    length += chunk.length
-    if (length > most) throw tooLong()
-    chunks.push(chunk)
+  let giveBack: (() => void) | undefined
+  try {
+    for await (const chunk of body) {
+      length += chunk.length
+      if (length > most) throw tooLong()
+      chunks.push(chunk)
+      // Until there is a place, nothing more is read: the upstream waits.
+      if (length > mostBeside) giveBack ??= await large?.take([gone.signal])
+    }
+    return Buffer.concat(chunks, length)
+  } finally {
+    giveBack?.()
   }
-  return Buffer.concat(chunks, length)
 }
 
 /** The Content-Length of an answer; undefined when there is none that can be a size. */

@@ -1,7 +1,21 @@
 import type { Readable } from 'node:stream'
+import type { BlobStore } from '../../storage/blob-store.js'
 
 /** Milliseconds between two looks at whether the disk still has room. */
 const floorInterval = 250
+
+/**
+ * Bytes that earlier tries have left, those of a worker that was killed included: all are hashed in the end. They are
+ * never written anew, since clients may have them.
+ */
+export async function storedBytes(blobs: Pick<BlobStore, 'openUpload'>, id: string): Promise<number> {
+  const reader = await blobs.openUpload(id)
+  try {
+    return (await reader?.currentSize()) ?? 0
+  } finally {
+    await reader?.close()
+  }
+}
 
 /** The bytes of a body behind the first `count`: some upstreams know no ranges. */
 export async function* without(body: AsyncIterable<Buffer>, count: number): AsyncGenerator<Buffer> {

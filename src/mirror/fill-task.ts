@@ -26,6 +26,8 @@ export interface FillContext {
   readonly newHolder: () => string
   /** Bytes. */
   readonly maxBlobSize: number
+  /** The most bytes that a blob may have whose size the upstream does not say. */
+  readonly boundOf: (task: FillTask) => Promise<number>
   /** Notes the size of a blob if there is room for it now. */
   readonly admitAtOnce: (task: FillTask, holder: string, size: number) => Promise<boolean>
   /** Waits until a blob of this size may be written, and notes its size. @throws RegistryError STORAGE_FULL */

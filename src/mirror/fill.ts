@@ -4,12 +4,10 @@ import type { Copier, UploadReader } from '../../storage/blob-store.js'
 import type { Upload } from '../../storage/metadata-store.js'
 import { algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
-import { isShort, whileRoom, without } from './fill-pieces.js'
+import { dropLeftover, fillOwner } from './fill-leftover.js'
+import { isShort, storedBytes, whileRoom, without } from './fill-pieces.js'
 import type { FillContext, FillTask } from './fill-task.js'
 import { type UpstreamBlob, UpstreamError } from './upstream.js'
-
-/** Owner of the uploads that fills are: no user can have this name. */
-export const fillOwner = '/mirror'
 
 /** Milliseconds between two looks at what another worker has written. */
 const followInterval = 10
@@ -46,6 +44,8 @@ export class Fill {
   #readers = 0
   #telling: NodeJS.Timeout | undefined
   #size: number | undefined
+  /** Bytes that it may have, where the upstream does not say how many it has. */
+  #limit: number | undefined
   #stored = 0
   /** Whether all bytes have come and have the digest: from then on they may be shown, durable or not. */
   #isRight = false
@@ -186,7 +186,10 @@ export class Fill {
       const { metadata, mirrors, newHolder } = this.#context
       const { id, mirror, repository, digest } = this.#task
       const linked = await metadata.findBlob(repository, digest)
-      if (linked !== undefined) return this.#learnSize(linked)
+      if (linked !== undefined) {
+        this.#learnSize(linked)
+        return dropLeftover(this.#task, this.#context)
+      }
       const holder = newHolder()
       const algorithm = algorithmOf(digest)
       const fill = { id, mirror, repository, digest, owner: fillOwner, algorithm }
@@ -236,7 +239,7 @@ export class Fill {
     const { id } = this.#task
     let offset = 0
     try {
-      offset = await this.#kept()
+      offset = await storedBytes(this.#context.blobs, id)
       this.#learnStored(offset)
       if (offset > 0 && offset === (await this.#context.mirrors.findFill(id))?.size) {
         await this.#finish({ size: offset, digest: undefined }, holder, true)
@@ -279,23 +282,11 @@ export class Fill {
     throw this.#wrong('said two sizes')
   }
 
-  /**
-   * Bytes that earlier tries have left, those of a worker that was killed included: all are hashed in the end.
-   * They are never written anew, since clients may have them.
-   */
-  async #kept(): Promise<number> {
-    const reader = await this.#context.blobs.openUpload(this.#task.id)
-    try {
-      return (await reader?.currentSize()) ?? 0
-    } finally {
-      await reader?.close()
-    }
-  }
-
   async #append(upload: Upload, holder: string, offset: number) {
     const { blobs } = this.#context
     const { id } = this.#task
     const source = await this.#openAdmitted(offset, holder)
+    const limit = source.size ?? (await this.#bound(source))
     const body = source.offset < offset ? Readable.from(without(source.body, offset)) : source.body
     try {
       if (source.size !== undefined) this.#learnSize(source.size)
@@ -303,7 +294,7 @@ export class Fill {
         blobs.append(id, body, {
           offset,
           digest: offset === upload.offset ? upload.digest : undefined,
-          limit: source.size ?? this.#context.maxBlobSize,
+          limit,
           algorithm: upload.algorithm,
           onProgress: (stored) => this.#learnStored(stored),
           onWritten: ({ size, digest }) => {
@@ -329,6 +320,17 @@ export class Fill {
     source.body.destroy()
     if (isTooLarge) throw new RegistryError('BLOB_TOO_LARGE')
     throw this.#wrong('answered with another range than it was asked for')
+  }
+
+  /** Nobody waits for the end of what may have none (reliability S46). */
+  async #bound({ body }: UpstreamBlob): Promise<number> {
+    try {
+      this.#limit = Math.min(this.#context.maxBlobSize, await this.#context.boundOf(this.#task))
+      return this.#limit
+    } catch (error) {
+      body.destroy()
+      throw error
+    }
   }
 
   /** The bytes are all there: they become the blob, or, being wrong, nothing. */
@@ -376,9 +378,11 @@ export class Fill {
   }
 
   #tooLong(): Error {
-    return this.#size === undefined
+    if (this.#size !== undefined) return this.#wrong('sent more bytes than it announced')
+    const isOurs = this.#limit === undefined || this.#limit >= this.#context.maxBlobSize
+    return isOurs
       ? new RegistryError('BLOB_TOO_LARGE')
-      : this.#wrong('sent more bytes than it announced')
+      : this.#wrong(`sent more than ${this.#limit} bytes, without saying how many there are,`)
   }
 
   #cutOff(): UpstreamError {

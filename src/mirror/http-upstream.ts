@@ -11,6 +11,7 @@ import { nextPage, referrersOf, referrersTag, tagsOf, typeOf } from './lists.js'
 import type { ProxySettings } from './proxy.js'
 import { single } from './rate-limit.js'
 import { Redirects } from './redirects.js'
+import { Slots } from './slots.js'
 import { discard, type HopResponse, type Timeouts, Transport } from './transport.js'
 import {
   type Upstream,
@@ -51,6 +52,8 @@ export interface HttpUpstreamOptions {
   readonly resolve?: Resolve | undefined
 }
 
+/** Lists and manifests of more than 128 KiB that are read at once. */
+const mostLarge = 4
 const mostManifestBytes = 4 * 1024 * 1024
 const mostTagBytes = 1024 * 1024
 const mostTagPages = 20
@@ -68,11 +71,13 @@ export class HttpUpstream implements Upstream {
   readonly #options: HttpUpstreamOptions
   readonly #transport: Transport
   readonly #endpoints: readonly Endpoint[]
+  readonly #large: Slots
 
   /** @throws Error for options that cannot be: no URL, an unreadable address, certificate or proxy */
   constructor(options: HttpUpstreamOptions) {
     if (options.urls.length === 0) throw new Error(`${options.name} has no URL`)
     this.#options = options
+    this.#large = new Slots(mostLarge, options.maxConnections)
     const { name, urls, credentials, onFailure } = options
     const transport = new Transport(options)
     const hosts = new HostList([
@@ -344,7 +349,7 @@ export class HttpUpstream implements Upstream {
 
   async #read(endpoint: Endpoint, response: HopResponse, most: number): Promise<Buffer> {
     try {
-      return await readSmall(response, most)
+      return await readSmall(response, most, this.#large)
     } catch (error) {
       throw endpoint.explain(error, response.url.host)
     }

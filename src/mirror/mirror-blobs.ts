@@ -5,6 +5,7 @@ import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { BlobService, Blobs, MountSource, OpenBlob } from '../registry/blobs.js'
 import { Fill } from './fill.js'
+import { dropLeftover } from './fill-leftover.js'
 import { FillReader } from './fill-reader.js'
 import type { FillContext } from './fill-task.js'
 import type { Mirror, Mirrors } from './mirrors.js'
@@ -124,7 +125,11 @@ export class MirrorBlobs implements Blobs {
         mirror.options.isOpen && holders.some((name) => this.#options.mirrors.of(name) === mirror)
       if (!isSilent || !isPublic) throw error
     }
-    return this.#options.context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
+    const { context } = this.#options
+    const isLinked = await context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
+    const task = { id: fillId(repository, digest), mirror: mirror.name, repository, digest }
+    if (isLinked) await dropLeftover(task, context)
+    return isLinked
   }
 
   /** A blob that a repository links. One whose bytes are lost is forgotten, and comes again. */
@@ -146,7 +151,7 @@ export class MirrorBlobs implements Blobs {
   }
 
   #fill(mirror: Mirror, repository: RepositoryName, digest: Digest): Fill {
-    const id = `fill-${createHash('sha256').update(`${repository}@${digest}`).digest('hex')}`
+    const id = fillId(repository, digest)
     const running = this.#fills.get(id)
     if (running !== undefined) return running
     const { upstream, name } = mirror
@@ -184,4 +189,9 @@ export class MirrorBlobs implements Blobs {
     for (const fill of fills) fill.cancel()
     await Promise.all(fills.map((fill) => fill.ended))
   }
+}
+
+/** The upload that a fill's bytes go to: the same on every worker. */
+function fillId(repository: RepositoryName, digest: Digest): string {
+  return `fill-${createHash('sha256').update(`${repository}@${digest}`).digest('hex')}`
 }

@@ -238,7 +238,7 @@ export const mutations: readonly Mutation[] = [
       { file: 'src/mirror/fill.js', from: 'if (actual !== digest) {', to: 'if (actual === undefined) {' },
     ],
     hunter: 'upstream',
-    says: /I3|served wrong/,
+    says: /I3|other bytes/,
   },
 ]
 
