@@ -268,8 +268,15 @@ export const schema = z.strictObject({
       floor: size('0B', '1024TiB')
         .prefault('256MiB')
         .describe(
-          'The space that stays free on the disk of the data folder: mirrors give back what was not pulled for the ' +
-            'longest time, and keep nothing new, where less would be left.',
+          'The space that stays free on the disk of the data folder: where less would be left, pushes are refused, and ' +
+            'mirrors give back what was not pulled for the longest time and keep nothing new.',
+        ),
+      /** Bytes. */
+      reserve: size('0B', '1TiB')
+        .prefault('32MiB')
+        .describe(
+          'The size of a file in the data folder that is given up bit by bit when the disk is full, so that deletes and ' +
+            'garbage collection go on; 0B for none.',
         ),
     })
     .prefault({}),

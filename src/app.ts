@@ -24,7 +24,7 @@ import { BlobService, type Blobs } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
 import { type ManifestOptions, ManifestService, type Manifests } from './registry/manifests.js'
 import { PullLog } from './registry/pulls.js'
-import { createUploads, openStores, type Stores } from './stores.js'
+import { createDiskGuard, createUploads, openStores, type Stores } from './stores.js'
 import type { Behind } from './token-app.js'
 
 /** Metrics in the Prometheus text format. */
@@ -54,14 +54,16 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const { metadata } = stores
   const parser = new ManifestParser()
   const sparse = config.manifests.sparse.map(parseRepositoryPattern)
-  const ownBlobs = new BlobService(stores, config.gc)
-  const uploads = createUploads(config, stores, options.processName)
+  const disk = createDiskGuard(config, stores)
+  const ownBlobs = new BlobService(stores, { grace: config.gc.grace, disk })
+  const uploads = createUploads(config, stores, options.processName, disk)
   const immutable = config.tags.immutable.map(parseTagPattern)
   const pulls = new PullLog(metadata)
   const manifestOptions: ManifestOptions = {
     immutableTags: (name) => tagPatternsFor(immutable, name),
     isSparse: (name) => sparse.some((pattern) => matchesRepository(pattern, name)),
     untagged: config.gc.untagged,
+    disk,
     pulls,
     parse: parser.parse,
   }
@@ -74,9 +76,13 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     processName: options.processName,
     onError: (error, what) => options.logger.error({ err: error }, what),
   })
+  if (mirror !== undefined) disk.useRoomMaker(mirror.makeRoom)
   const blobs: Blobs = mirror?.blobs ?? ownBlobs
   const manifests: Manifests = mirror?.manifests ?? ownManifests
-  const metrics = new Metrics(() => metadata.totals())
+  const metrics = new Metrics(async () => ({
+    ...(await metadata.totals()),
+    diskFreeBytes: (await stores.blobs.freeSpace()).bytes,
+  }))
   const audit: Audit = (exchange, event, about) => {
     const user = exchange.caller.identity.name
     options.logger.info({ audit: event, user, remote: exchange.address, ...about }, event)

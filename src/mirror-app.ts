@@ -100,6 +100,8 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     anonymousRule: anonymousRuleOf(config),
     blobs,
     manifests,
+    /** Frees so many bytes, or as many as mirrors can give back. */
+    makeRoom: (bytes: number) => eviction.makeRoom(bytes),
     async close() {
       clearInterval(timer)
       clearInterval(sweeper)

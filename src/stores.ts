@@ -3,11 +3,13 @@ import type { AccessStore } from '../storage/access-store.js'
 import type { BlobStore } from '../storage/blob-store.js'
 import type { CollectionStore } from '../storage/collection-store.js'
 import { dataPaths } from '../storage/data-folder.js'
+import { Reserve } from '../storage/file-reserve.js'
 import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { IntegrityStore } from '../storage/integrity-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
 import type { MirrorStore } from '../storage/mirror-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
+import { DiskGuard } from './registry/disk-guard.js'
 import { GarbageCollector } from './registry/gc.js'
 import { StartCheck } from './registry/start-check.js'
 import { UploadService } from './registry/uploads.js'
@@ -21,13 +23,18 @@ export interface Stores {
   readonly collection: CollectionStore
   readonly mirrors: MirrorStore
   readonly integrity: IntegrityStore
+  /** What is given up when the disk is full. */
+  readonly reserve: Reserve
   close(): Promise<void>
 }
 
 /** Opens the stores of a data folder that takeDataFolder has prepared. The drivers are named here alone. */
 export async function openStores(config: Config, onFatal: (error: Error) => void): Promise<Stores> {
   const path = dataPaths(config.data).database
-  const { metadata, access, collection, mirrors, integrity } = await openSqliteStores({ path, onFatal })
+  const reserve = new Reserve(config.data)
+  const freeSome = () => reserve.release()
+  const opened = await openSqliteStores({ path, onFatal, freeSome })
+  const { metadata, access, collection, mirrors, integrity } = opened
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
@@ -36,6 +43,7 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
     collection,
     mirrors,
     integrity,
+    reserve,
     async close() {
       await blobs.close()
       await metadata.close()
@@ -43,12 +51,23 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
   }
 }
 
+/** What keeps the pushes of one process from filling the disk. */
+export function createDiskGuard(config: Config, stores: Pick<Stores, 'blobs'>): DiskGuard {
+  return new DiskGuard(stores.blobs, config.disk)
+}
+
 /** The uploads of one process. */
-export function createUploads(config: Config, stores: Stores, processName: string): UploadService {
+export function createUploads(
+  config: Config,
+  stores: Stores,
+  processName: string,
+  disk = createDiskGuard(config, stores),
+): UploadService {
   return new UploadService(stores, {
     holder: `${processName}:`,
     ...config.uploads,
     grace: config.gc.grace,
+    disk,
   })
 }
 

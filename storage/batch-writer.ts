@@ -26,6 +26,8 @@ interface PumpOptions {
   readonly onWritten: (position: number) => void
   /** Whether bytes are written as soon as the writes before them are done, however few they are. */
   readonly isEager?: boolean
+  /** Asked before each chunk is taken: an error ends the pump. */
+  readonly refusal?: (() => Error | undefined) | undefined
 }
 
 /** How a pump ended: where the file ends now, and why the body did, if it ended early. */
@@ -33,6 +35,8 @@ interface PumpResult {
   readonly position: number
   readonly failure: Error | undefined
   readonly overLimit: boolean
+  /** What ended it, if the caller refused more: then some of what came is not written. */
+  readonly refusal: Error | undefined
 }
 
 /**
@@ -64,6 +68,7 @@ class Pump {
   #isEnded = false
   #isSettled = false
   #overLimit = false
+  #refusal: Error | undefined
   #failure: Error | undefined
 
   constructor(
@@ -95,6 +100,13 @@ class Pump {
   }
 
   readonly #onData = (chunk: Buffer): void => {
+    this.#refusal = this.#options.refusal?.()
+    if (this.#refusal !== undefined) {
+      this.#body.pause()
+      this.#gathered = 0
+      this.#onEnd()
+      return
+    }
     if (this.#accepted + chunk.length > this.#options.limit) {
       this.#overLimit = true
       this.#body.pause()
@@ -176,7 +188,12 @@ class Pump {
     if (this.#gathered > 0) this.#writeBatch()
     else {
       const { resolve } = this.#settled
-      const result = { position: this.#position, failure: this.#failure, overLimit: this.#overLimit }
+      const result = {
+        position: this.#position,
+        failure: this.#failure,
+        overLimit: this.#overLimit,
+        refusal: this.#refusal,
+      }
       this.#settle(() => resolve(result))
     }
   }

@@ -1,5 +1,6 @@
 import type { Readable, Writable } from 'node:stream'
 import type { Algorithm, Digest } from '../src/oci/digest.js'
+import type { RegistryError } from '../src/oci/errors.js'
 
 /** How one append to an upload ended. Everything up to `size` is durable. */
 export interface AppendResult {
@@ -26,8 +27,19 @@ export interface AppendOptions {
    * soon as they come, in place of the fewest writes.
    */
   readonly onProgress?: (size: number) => void
+  /** Asked with each piece of the body: an error ends the append, and is thrown. */
+  readonly refusal?: () => RegistryError | undefined
   /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
   readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
+}
+
+/** What a disk still takes. */
+export interface FreeSpace {
+  /** Bytes that can still be written. */
+  readonly bytes: number
+  /** Files that can still be made, and all that there can be; both 0 where the filesystem does not count them. */
+  readonly files: number
+  readonly allFiles: number
 }
 
 /** The bytes of an upload, while they come in and when it has become a blob. */
@@ -81,6 +93,7 @@ export interface BlobStore {
    * @throws RegistryError BLOB_UPLOAD_UNKNOWN when fewer bytes than `offset` are stored: the upload is lost
    * @throws RegistryError BLOB_TOO_LARGE when the body passes the limit: the upload is back at `offset`
    * @throws RegistryError STORAGE_FULL or UNAVAILABLE: the upload is back at `offset`, or lost
+   * @throws what `refusal` gives: the upload is back at `offset`
    */
   append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult>
   /** Reads an upload's first `size` bytes and returns their digest. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
@@ -110,8 +123,8 @@ export interface BlobStore {
   listPart(part: number): Promise<Digest[]>
   /** Bytes of a blob, and when they came (milliseconds since 1970); undefined when they are not there. */
   stat(digest: Digest): Promise<{ readonly size: number; readonly storedAt: number } | undefined>
-  /** Bytes that can still be written, as the disk sees it. @throws RegistryError UNAVAILABLE */
-  freeSpace(): Promise<number>
+  /** What can still be written, as the disk sees it. @throws RegistryError UNAVAILABLE */
+  freeSpace(): Promise<FreeSpace>
   /** Reads a blob's bytes and compares them with its digest. @throws what `onRead` throws */
   examine(digest: Digest, options: ExamineOptions): Promise<Examination>
   /**

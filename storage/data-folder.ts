@@ -1,7 +1,8 @@
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { mkdir, open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { IndexDamagedError, isIndexDamage } from './errors.js'
+import { IndexDamagedError, isFull, isIndexDamage } from './errors.js'
+import { Reserve } from './file-reserve.js'
 import { takeSnapshot } from './file-snapshots.js'
 import { prepareFsBlobStore } from './fs-blob-store.js'
 import { schemaVersion } from './migrations.js'
@@ -70,9 +71,10 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
   const paths = dataPaths(root)
   const lock = lockServer(root)
   try {
+    await new Reserve(root).releaseForStart()
     // Workers outlive a killed server by a moment: none may still write when the new one begins.
     lockFile(paths.workersLock, 'exclusive', workersPatience).release()
-    writeFileSync(paths.processId, `${process.pid}\n`)
+    noteProcess(paths.processId)
     await prepareFsBlobStore(root)
     await checkIndex(paths)
     prepareSqlite(paths.database)
@@ -81,6 +83,15 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
   } catch (error) {
     lock.release()
     throw error instanceof LockedError ? inUse(root) : error
+  }
+}
+
+/** It is read in messages alone: a disk that is full to the last byte must not keep the server from starting. */
+function noteProcess(path: string): void {
+  try {
+    writeFileSync(path, `${process.pid}\n`)
+  } catch (error) {
+    if (!isFull(error)) throw error
   }
 }
 

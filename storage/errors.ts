@@ -1,6 +1,12 @@
 import { RegistryError } from '../src/oci/errors.js'
 
-const full = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'SQLITE_FULL'])
+/** The shared memory of the index is a file as well: where it cannot grow the disk is full, and nothing is lost. */
+const full = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'SQLITE_FULL', 'SQLITE_IOERR_SHMSIZE'])
+
+/** Whether this says that there is no room. */
+export function isFull(error: unknown): boolean {
+  return full.has(errorCode(error))
+}
 
 /**
  * What a failing disk or database means to a client: STORAGE_FULL (507) when there is no room, otherwise
@@ -8,7 +14,7 @@ const full = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'SQLITE_FULL'])
  */
 export function toStorageError(error: unknown): RegistryError {
   if (error instanceof RegistryError) return error
-  return full.has(errorCode(error))
+  return isFull(error)
     ? new RegistryError('STORAGE_FULL', undefined, { cause: error })
     : new RegistryError('UNAVAILABLE', undefined, { cause: error, retryAfter: 5 })
 }

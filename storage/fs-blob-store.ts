@@ -24,6 +24,7 @@ import type {
   BlobStore,
   Examination,
   ExamineOptions,
+  FreeSpace,
   UploadReader,
 } from './blob-store.js'
 import { DirectorySync } from './directory-sync.js'
@@ -141,7 +142,9 @@ class FsBlobStore implements BlobStore {
         options.onProgress?.(position)
       },
       isEager: options.onProgress !== undefined,
+      refusal: options.refusal,
     })
+    if (pumped.refusal !== undefined) throw pumped.refusal
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')
     return pumped
   }
@@ -262,10 +265,10 @@ class FsBlobStore implements BlobStore {
     }
   }
 
-  async freeSpace(): Promise<number> {
+  async freeSpace(): Promise<FreeSpace> {
     try {
-      const { bavail, bsize } = await statfs(this.#layout.blobs)
-      return bavail * bsize
+      const { bavail, bsize, ffree, files } = await statfs(this.#layout.blobs)
+      return { bytes: bavail * bsize, files: ffree, allFiles: files }
     } catch (error) {
       throw toStorageError(error)
     }

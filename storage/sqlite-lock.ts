@@ -21,6 +21,7 @@ export interface Lock {
 export function lockFile(path: string, mode: 'exclusive' | 'shared', patience: number): Lock {
   const db = new Database(path, { timeout: patience })
   try {
+    db.pragma('journal_mode = MEMORY') // nothing is ever written: a lock must not fail for want of space
     if (mode === 'exclusive') {
       db.exec('BEGIN EXCLUSIVE')
     } else {

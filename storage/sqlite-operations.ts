@@ -47,6 +47,32 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'noteWork',
 ])
 
+/**
+ * Operations that free space, or lead there: on a full disk they may use up the reserve. What is not here is refused
+ * then, pushes above all.
+ */
+export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>([
+  'deleteManifest',
+  'deleteTag',
+  'unlinkBlob',
+  'takeTurn',
+  'releaseTurn',
+  'releaseTurns',
+  'removeUpload',
+  'expireUploads',
+  'removeManifests',
+  'removeLinks',
+  'condemnBlobs',
+  'condemnFiles',
+  'claimCondemned',
+  'forgetBlobs',
+  'releaseCondemned',
+  'recordCollection',
+  'evict',
+  'takeLease',
+  'releaseLease',
+])
+
 export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)

@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads'
 import { RegistryError } from '../src/oci/errors.js'
-import { errorCode, IndexDamagedError, isIndexDamage, toStorageError } from './errors.js'
-import type { Operations } from './sqlite-operations.js'
+import { errorCode, IndexDamagedError, isFull, isIndexDamage, toStorageError } from './errors.js'
+import { freeingOperations, type Operations } from './sqlite-operations.js'
 import type { WriteReply, WriteRequest } from './sqlite-writer.js'
 
 /** Operations that are committed together at the most. */
@@ -11,7 +11,7 @@ const largestBatch = 128
 const longestQueue = 10_000
 
 /** After these the database's state is in doubt: no further write is tried on it (reliability R52). */
-const poisonous = /^SQLITE_(?:IOERR|CORRUPT|NOTADB)/
+const poisonous = /^SQLITE_(?:IOERR(?!_SHMSIZE)|CORRUPT|NOTADB)/
 
 /** What the writer is told. */
 export interface WriterOptions {
@@ -19,6 +19,8 @@ export interface WriterOptions {
   readonly path: string
   /** Called once, when the index is damaged (IndexDamagedError), or writing failed in a way that only a restart can mend. */
   readonly onFatal: (error: Error) => void
+  /** Gives the disk some room, for operations that free more; false when there is none to give. Default: never. */
+  readonly freeSome?: () => Promise<boolean>
 }
 
 interface Waiting {
@@ -35,10 +37,12 @@ export class Writer {
   /** Resolves when the thread has ended, be it by itself. */
   readonly #exited: Promise<void>
   readonly #onFatal: (error: Error) => void
+  readonly #freeSome: () => Promise<boolean>
   #queue: Waiting[] = []
   #inFlight: Waiting[] = []
   #dead: Error | undefined
   #idle: (() => void) | undefined
+  #isClosing = false
 
   static async start(options: WriterOptions): Promise<Writer> {
     const worker = new Worker(new URL('./sqlite-writer.js', import.meta.url), { workerData: options.path })
@@ -52,10 +56,11 @@ export class Writer {
     return new Writer(worker, options)
   }
 
-  private constructor(worker: Worker, { path, onFatal }: WriterOptions) {
+  private constructor(worker: Worker, { path, onFatal, freeSome }: WriterOptions) {
     this.path = path
     this.#worker = worker
     this.#onFatal = onFatal
+    this.#freeSome = freeSome ?? (async () => false)
     this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()))
     worker.removeAllListeners('error')
     worker.on('message', (replies: readonly WriteReply[]) => this.#settle(replies))
@@ -71,13 +76,17 @@ export class Writer {
       if (this.#queue.length >= longestQueue) {
         return reject(new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 }))
       }
-      this.#queue.push({
+      this.#enqueue({
         request: { operation, args },
         resolve: resolve as (value: unknown) => void,
         reject,
       })
-      this.#flush()
     })
+  }
+
+  #enqueue(waiting: Waiting): void {
+    this.#queue.push(waiting)
+    this.#flush()
   }
 
   #flush(): void {
@@ -105,8 +114,19 @@ export class Writer {
     const error = Object.assign(new Error(reply?.ok === false ? reply.message : 'no reply'), {
       code: reply?.ok === false ? reply.code : '',
     })
+    if (isFull(error) && freeingOperations.has(waiting.request.operation)) {
+      void this.#tryAgain(waiting, error)
+      return
+    }
     waiting.reject(toStorageError(error))
     if (poisonous.test(errorCode(error))) this.#die(error)
+  }
+
+  /** A full disk must not keep anybody from making room on it. */
+  async #tryAgain(waiting: Waiting, error: Error): Promise<void> {
+    const isFreed = await this.#freeSome().catch(() => false)
+    if (isFreed && this.#dead === undefined && !this.#isClosing) this.#enqueue(waiting)
+    else waiting.reject(toStorageError(error))
   }
 
   /** What a failed read means; one that met damage ends all writing. */
@@ -132,6 +152,7 @@ export class Writer {
         this.#idle = resolve
       })
     }
+    this.#isClosing = true
     this.#worker.postMessage('close')
     await this.#exited
   }

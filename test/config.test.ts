@@ -81,7 +81,7 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     manifests: { sparse: [] },
     mirrors: [],
     proxy: { exceptions: [] },
-    disk: { floor: 256 * 1024 ** 2 },
+    disk: { floor: 256 * 1024 ** 2, reserve: 32 * 1024 ** 2 },
     timeouts: { idle: 60_000, shutdown: 30_000 },
   })
   t.notOk('auth' in config, 'the address decides')
@@ -210,6 +210,7 @@ const others: Record<string, { text: string; value: unknown }> = {
   'proxy.https': { text: 'https://u:p@proxy.example.com', value: 'https://u:p@proxy.example.com' },
   'proxy.exceptions': { text: '.corp,10.0.0.0/8', value: ['*.corp', '10.0.0.0/8'] },
   'disk.floor': { text: '2GiB', value: 2 * 1024 ** 3 },
+  'disk.reserve': { text: '64MiB', value: 64 * 1024 ** 2 },
   'timeouts.idle': { text: '90s', value: 90_000 },
   'timeouts.shutdown': { text: '500ms', value: 500 },
 }
@@ -246,6 +247,7 @@ const variables: Record<string, string> = {
   'proxy.https': 'BOATHOUSE_PROXY_HTTPS',
   'proxy.exceptions': 'BOATHOUSE_PROXY_EXCEPTIONS',
   'disk.floor': 'BOATHOUSE_DISK_FLOOR',
+  'disk.reserve': 'BOATHOUSE_DISK_RESERVE',
   'timeouts.idle': 'BOATHOUSE_TIMEOUTS_IDLE',
   'timeouts.shutdown': 'BOATHOUSE_TIMEOUTS_SHUTDOWN',
 }
@@ -516,6 +518,7 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'proxy.https': ['socks5://proxy:1080', 'proxy:port', '~'],
     'proxy.exceptions': ['http://a.b', '10.0.0.0/33', '"a:0"', '[5]', '["a,b"]', '{a: b}', '~'],
     'disk.floor': ['1', '-1B', 'none', '~'],
+    'disk.reserve': ['1', '-1B', 'none', '~'],
     'timeouts.idle': ['0s', '999ms', '61m', 'never', '~'],
     'timeouts.shutdown': ['0s', '99ms', '61m', 'never', '~'],
   }

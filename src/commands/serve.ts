@@ -13,6 +13,7 @@ import { createLogger, flushLogger } from './logger.js'
 import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
 import { startVerifying } from './verifying.js'
+import { watchDisk } from './watching-disk.js'
 import { WorkerPool } from './worker-pool.js'
 
 /** Milliseconds between two rounds of expiry, at the most and at the least. */
@@ -55,9 +56,11 @@ export async function serve(config: Config): Promise<number> {
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
     const stopVerifying = startVerifying(createVerifying(config, stores, logger), config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
+    const stopWatching = watchDisk(stores, config, logger)
     announce(config, server.address)
     await stopSignal(logger)
     await server.stop()
+    await stopWatching()
     await stopSnapshots()
     await stopVerifying()
     await stopCollecting()

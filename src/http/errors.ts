@@ -1,7 +1,7 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { ChallengeError } from '../auth/access.js'
-import { type ErrorEntry, RegistryError, UploadRangeError } from '../oci/errors.js'
+import { type ErrorEntry, type ErrorKind, RegistryError, UploadRangeError } from '../oci/errors.js'
 import { send } from './exchange.js'
 import { uploadHeaders } from './upload-headers.js'
 
@@ -25,8 +25,7 @@ export function replyError(
   }
   const body = errorBody(refusal.entries)
   // Docker shows the body of no 5xx, but the words of the status line: they must say what is wrong.
-  const isForPeople = refusal.kind.startsWith('UPSTREAM_') || refusal.kind === 'BLOB_DAMAGED'
-  if (isForPeople) response.statusMessage = statusLineOf(refusal.message)
+  if (isForPeople(refusal.kind)) response.statusMessage = statusLineOf(refusal.message)
   send(
     request,
     response,
@@ -39,6 +38,10 @@ export function replyError(
     request.method === 'HEAD' ? undefined : body,
   )
   return refusal
+}
+
+function isForPeople(kind: ErrorKind): boolean {
+  return kind.startsWith('UPSTREAM_') || kind === 'BLOB_DAMAGED' || kind === 'STORAGE_FULL'
 }
 
 function statusLineOf(message: string): string {

@@ -6,6 +6,7 @@ export interface StoreTotals {
   readonly blobBytes: number
   readonly openUploads: number
   readonly metadataBytes: number
+  readonly diskFreeBytes: number
   readonly collections: number
   readonly collectedBlobs: number
   readonly collectedBytes: number
@@ -88,6 +89,8 @@ export class Metrics {
     gauge('boathouse_verify_last_end_seconds', verified, (all) => all.verifiedAt)
     const problems = 'What that verification found and could not mend'
     gauge('boathouse_verify_last_problems', problems, (all) => all.verificationProblems)
+    const free = 'Bytes that can still be written to the disk of the data folder'
+    gauge('boathouse_disk_free_bytes', free, (all) => all.diskFreeBytes)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
   }
 

@@ -12,6 +12,9 @@ const leaseKey = 'evict'
 /** Milliseconds between two tries to get the lease, or room that running fills have. */
 const pause = 25
 
+/** Tries to get the lease before a push is judged by what room there is. */
+const mostTries = 80
+
 /** Blobs of one mirror that are looked at together. */
 const pageSize = 50
 
@@ -45,7 +48,7 @@ export class Eviction {
     const { blobs, store, floor, budgets } = this.#options
     const hasRoom = async () => {
       const room = await store.findRoom(undefined, task.id)
-      return (await blobs.freeSpace()) >= floor + size + room.announced
+      return (await blobs.freeSpace()).bytes >= floor + size + room.announced
     }
     if (!(await hasRoom())) return false
     const budget = budgets.get(task.mirror)
@@ -77,12 +80,29 @@ export class Eviction {
   /** Makes room while the disk is below the floor. @throws RegistryError STORAGE_FULL when that is not enough */
   async checkFloor(): Promise<void> {
     const { blobs, floor } = this.#options
-    if ((await blobs.freeSpace()) >= floor) return
+    if ((await blobs.freeSpace()).bytes >= floor) return
     const isEnough = await this.#alone(async () => {
-      await this.#evictForFloor(floor - (await blobs.freeSpace()))
-      return (await blobs.freeSpace()) >= floor
+      await this.#evictForFloor(floor - (await blobs.freeSpace()).bytes)
+      return (await blobs.freeSpace()).bytes >= floor
     })
     if (isEnough === false) throw this.#full()
+  }
+
+  /**
+   * Frees so many bytes, or as many as mirrors can give back. When somebody else is at it already, theirs count: this
+   * waits until they have ended, and does no more.
+   */
+  async makeRoom(bytes: number): Promise<void> {
+    const { held } = await this.#options.store.findRoom(undefined, '')
+    if (held === 0) return
+    const isDone = await this.#alone(async () => {
+      await this.#evictForFloor(bytes)
+      return true
+    })
+    for (let tries = 0; isDone === undefined && tries < mostTries; tries++) {
+      await delay(pause)
+      if ((await this.#alone(async () => true)) === true) return
+    }
   }
 
   /** Takes out at once what is larger than the whole budget; it made no room for itself. */
@@ -99,8 +119,8 @@ export class Eviction {
       if ((await store.usedBytes(mirror)) <= budget) continue
       await this.#alone(async () => this.#evictFrom(mirror, (await store.usedBytes(mirror)) - budget))
     }
-    if ((await blobs.freeSpace()) >= floor) return
-    await this.#alone(async () => this.#evictForFloor(floor - (await blobs.freeSpace())))
+    if ((await blobs.freeSpace()).bytes >= floor) return
+    await this.#alone(async () => this.#evictForFloor(floor - (await blobs.freeSpace()).bytes))
   }
 
   async #alone<T>(work: () => Promise<T>): Promise<T | undefined> {
@@ -138,7 +158,7 @@ export class Eviction {
   async #fitsDisk({ id }: FillTask, size: number): Promise<boolean> {
     const { blobs, store, floor } = this.#options
     const room = await store.findRoom(undefined, id)
-    const lacking = async () => floor + size + room.announced - (await blobs.freeSpace())
+    const lacking = async () => floor + size + room.announced - (await blobs.freeSpace()).bytes
     const lack = await lacking()
     if (lack <= 0) return true
     // Nothing is evicted for what cannot fit anyway.

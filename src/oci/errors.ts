@@ -57,7 +57,7 @@ export const errorTable = {
   STORAGE_FULL: {
     code: 'STORAGE_FULL',
     status: 507,
-    message: 'the disk of this registry is full: free space on it, then push again',
+    message: 'no space left on device: the disk of this registry is full; make room on it, then push again',
   },
   TAG_INVALID: { code: 'TAG_INVALID', status: 400, message: 'tag invalid' },
   TOO_MANY_RANGES: { code: 'RANGE_INVALID', status: 400, message: 'too many ranges in one request' },

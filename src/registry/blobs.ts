@@ -3,6 +3,7 @@ import type { MetadataStore } from '../../storage/metadata-store.js'
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 
 /** A blob to send. */
@@ -33,15 +34,17 @@ export class BlobService {
   readonly #blobs: BlobStore
   readonly #metadata: MetadataStore
   readonly #slack: number
+  readonly #disk: Pick<DiskGuard, 'admit'>
 
   /** @param grace milliseconds for which a blob stays that somebody relies on (see leases.ts) */
   constructor(
     stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore },
-    { grace }: { readonly grace: number },
+    { grace, disk }: { readonly grace: number; readonly disk: Pick<DiskGuard, 'admit'> },
   ) {
     this.#blobs = stores.blobs
     this.#metadata = stores.metadata
     this.#slack = leaseSlack(grace)
+    this.#disk = disk
   }
 
   /**
@@ -89,9 +92,11 @@ export class BlobService {
   /**
    * Gives the repository a blob that another one holds, without any bytes sent. False when there is nothing to
    * mount: missing and forbidden sources look the same (protocol UP-91, UP-93).
+   * @throws RegistryError STORAGE_FULL
    */
   async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
     if ((await this.#lease(repository, digest)) !== undefined) return true
+    await this.#disk.admit(0)
     const candidates =
       source.from === 'any'
         ? await this.#metadata.listBlobRepositories(digest, mostMountSources)

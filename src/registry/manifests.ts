@@ -10,6 +10,7 @@ import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/reference.js'
+import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 import type { PullLog } from './pulls.js'
 
@@ -32,6 +33,8 @@ export interface ManifestOptions {
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
   /** Milliseconds for which a manifest stays that no tag leads to; undefined when they all do (see leases.ts). */
   readonly untagged?: number | undefined
+  /** Has the last word on bytes. */
+  readonly disk: Pick<DiskGuard, 'admit'>
   /** Hears of pulls. */
   readonly pulls: Pick<PullLog, 'note'>
   /** Reads and checks a manifest; large ones away from the event loop. */
@@ -117,10 +120,11 @@ export class ManifestService {
   /**
    * Stores a manifest byte for byte, with its tags, in one transaction.
    * @throws RegistryError MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN (an entry per missing digest), DIGEST_INVALID,
-   * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED
+   * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED, STORAGE_FULL
    */
   async putManifest(push: Push): Promise<Pushed> {
     const { repository, reference, bytes } = push
+    await this.#options.disk.admit(bytes.byteLength)
     const extraTags = readTags(push)
     const digest = checkDigest(reference, bytes)
     const parsed = await this.#options.parse(bytes, push.contentType)

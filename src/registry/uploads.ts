@@ -6,6 +6,7 @@ import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
 import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
+import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
@@ -27,6 +28,8 @@ export interface UploadOptions {
   readonly maxBlobSize: number
   /** Milliseconds for which a blob stays that somebody relies on (see leases.ts). */
   readonly grace: number
+  /** Has the last word on bytes. */
+  readonly disk: Pick<DiskGuard, 'admit' | 'refusal'>
 }
 
 /** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
@@ -67,9 +70,10 @@ export class UploadService {
   /**
    * Opens a session. Cheap: no file is made before the first byte (protocol UP-97).
    * @returns its id, a UUID
-   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones
+   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones, STORAGE_FULL
    */
   async startUpload(repository: RepositoryName, owner: string, algorithm: Algorithm): Promise<string> {
+    await this.#options.disk.admit(0)
     const id = randomUUID()
     const limit = this.#options.maxPerRepository
     if (!(await this.#metadata.startUpload({ id, repository, owner, algorithm }, limit, Date.now()))) {
@@ -259,7 +263,10 @@ export class UploadService {
       return { size: upload.offset, digest: upload.digest, failure: undefined }
     }
     const { offset, digest } = upload
-    return this.#blobs.append(upload.id, chunk.open?.(), { offset, digest, limit, algorithm })
+    const { disk } = this.#options
+    if (chunk.open !== undefined) await disk.admit(chunk.length ?? 0)
+    const refusal = () => disk.refusal()
+    return this.#blobs.append(upload.id, chunk.open?.(), { offset, digest, limit, algorithm, refusal })
   }
 
   /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */
