@@ -5,7 +5,7 @@ import type { Mender } from './registry/blob-check.js'
 import { BlobService } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
 import { ManifestService } from './registry/manifests.js'
-import type { Stores } from './stores.js'
+import { createDiskGuard, type Stores } from './stores.js'
 
 /** A mender that is to be closed. */
 export interface OpenMender extends Mender {
@@ -68,16 +68,18 @@ async function openMirrors(
   const parser = new ManifestParser()
   const sparse = config.manifests.sparse.map(parseRepositoryPattern)
   const immutable = config.tags.immutable.map(parseTagPattern)
+  const disk = createDiskGuard(config, stores)
   const manifestOptions = {
     immutableTags: (name: string) => tagPatternsFor(immutable, name),
     isSparse: (name: string) => sparse.some((pattern) => matchesRepository(pattern, name)),
     untagged: config.gc.untagged,
+    disk,
     pulls: { note: () => undefined }, // nobody pulls
     parse: parser.parse,
   }
   const { mirrors, blobs, manifests, close } = await createMirrors(config, {
     stores,
-    blobs: new BlobService(stores, config.gc),
+    blobs: new BlobService(stores, { grace: config.gc.grace, disk }),
     manifests: new ManifestService(stores.metadata, manifestOptions),
     manifestOptions,
     processName,

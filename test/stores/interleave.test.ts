@@ -10,6 +10,7 @@ import {
   type RepositoryName,
 } from '../../src/oci/reference.js'
 import { BlobService } from '../../src/registry/blobs.js'
+import { DiskGuard } from '../../src/registry/disk-guard.js'
 import { GarbageCollector } from '../../src/registry/gc.js'
 import { ManifestService } from '../../src/registry/manifests.js'
 import { UploadService } from '../../src/registry/uploads.js'
@@ -48,18 +49,21 @@ type Stores = Awaited<ReturnType<typeof openStores>>
 
 /** What handlers call. */
 function servicesOn(stores: { readonly metadata: MetadataStore; readonly blobs: BlobStore }) {
+  const disk = new DiskGuard(stores.blobs, { floor: 0 })
   return {
-    blobs: new BlobService(stores, { grace }),
+    blobs: new BlobService(stores, { grace, disk }),
     uploads: new UploadService(stores, {
       holder: 'client:',
       maxPerRepository: 100_000,
       maxBlobSize: 1_000_000,
       grace,
+      disk,
     }),
     manifests: new ManifestService(stores.metadata, {
       isSparse: () => false,
       immutableTags: () => [],
       untagged: grace,
+      disk,
       pulls: { note: () => undefined },
       parse: async (bytes, contentType) => parseManifest(bytes, contentType),
     }),
