@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { runJob } from './load.js'
+import { loadLargeRegistry } from './scale-loader.js'
 import {
   type Command,
   freePort,
@@ -68,15 +69,15 @@ export function boathouse(options: BoathouseOptions): Registry {
   return {
     name: 'Boathouse',
 
-    async start(folder) {
+    async start(folder, settings = {}) {
       const port = await freePort()
-      const env = cleanEnvironment(options.workers)
+      const env = { ...cleanEnvironment(options.workers), ...settings }
       return startServer(command(folder, port, env), { host: '127.0.0.1', port }, folder)
     },
 
     async startGuarded(
       folder: string,
-      { onOneCore: pinned = false }: GuardedOptions,
+      { onOneCore: pinned = false, pull }: GuardedOptions,
     ): Promise<GuardedServer> {
       const port = await freePort()
       const env = { ...cleanEnvironment(pinned ? '1' : options.workers), BOATHOUSE_AUTH: 'token' }
@@ -84,7 +85,9 @@ export function boathouse(options: BoathouseOptions): Registry {
       const target = { host: '127.0.0.1', port }
       const server = await startServer(pinned ? onOneCore(plain) : plain, target, folder)
       manage(folder, ['user', 'add', USER], `${PASSWORD}\n`)
-      manage(folder, ['grant', 'push', 'bench/**', '--to', `user:${USER}`], '')
+      for (const pattern of pull ?? ['bench/**']) {
+        manage(folder, ['grant', pull ? 'pull' : 'push', pattern, '--to', `user:${USER}`], '')
+      }
       const basic = `Basic ${Buffer.from(`${USER}:${PASSWORD}`).toString('base64')}`
       return { ...server, user: USER, basic, token: (name) => askToken(server, basic, name) }
     },
@@ -102,5 +105,15 @@ export function boathouse(options: BoathouseOptions): Registry {
       const job = { kind: 'tags', target, repository, source: 'source', count, perRequest } as const
       await runJob(job, SEED_LIMIT_SECONDS)
     },
+
+    async verify(folder: string) {
+      const verify = ['verify', '--rate', 'unlimited', '--restart', '--json', '--data', join(folder, 'data')]
+      const { program, args } = onOneCore({ program: process.execPath, args: [PROGRAM, ...verify] })
+      const output = execFileSync(program, args, { env: cleanEnvironment(undefined), encoding: 'utf8' })
+      const { bytes, milliseconds } = JSON.parse(output) as { bytes: number; milliseconds: number }
+      return { bytes, seconds: milliseconds / 1000 }
+    },
+
+    seedLarge: (folder) => loadLargeRegistry(join(folder, 'data')),
   }
 }

@@ -3,14 +3,17 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { type Answer, Connection, expectStatus, type Question } from './connection.js'
 import { type Image, MANIFEST_TYPE, makeImages } from './image.js'
 import {
+  type AsksJob,
   type FloodJob,
   type ImagesJob,
   type Job,
   type JobResult,
+  type Moment,
   type PagesJob,
   type PullJob,
   type PushJob,
   type SeedJob,
+  type SteadyJob,
   type TagsJob,
   type Target,
   tagName,
@@ -26,7 +29,7 @@ const SMALL_LAYERS = [16 * 1024, 64 * 1024]
 const IMAGES_PER_SECOND = 2500
 
 type Counts = Pick<JobResult, 'done' | 'bytes'> &
-  Pick<Partial<JobResult>, 'digests' | 'latencies' | 'statuses'>
+  Pick<Partial<JobResult>, 'digests' | 'latencies' | 'moments' | 'statuses'>
 
 /** Runs the part of a job that counts, with the clock and the processor time around it. */
 async function timed(work: () => Promise<Counts>): Promise<JobResult> {
@@ -250,6 +253,7 @@ async function paced(
   connections: readonly Connection[],
   { perSecond, seconds }: { readonly perSecond: number; readonly seconds: number },
   work: (connection: Connection, n: number, due: number) => Promise<void>,
+  isOver?: () => boolean,
 ): Promise<void> {
   const start = performance.now()
   const end = start + seconds * 1000
@@ -260,10 +264,65 @@ async function paced(
       const due = start + (n * 1000) / perSecond
       const early = due - performance.now()
       if (early > 0) await delay(early)
-      if (performance.now() > end) break
+      if (performance.now() > end || isOver?.() === true) break
       await work(connection, n, due)
     }
     connection?.close()
+  })
+}
+
+/** What could not begin when it was due has waited since then; but a timer's lateness is our own. */
+function beginOf(due: number): number {
+  const now = performance.now()
+  return now - due > 20 ? due : now
+}
+
+async function runSteady(job: SteadyJob): Promise<JobResult> {
+  const images = makeImages(SMALL_LAYERS, job.perSecond * job.seconds)
+  const connections = await Promise.all(
+    Array.from({ length: job.clients }, () => Connection.open(job.target)),
+  )
+  const moments: Moment[] = []
+  let isOver = false
+  process.once('SIGTERM', () => {
+    isOver = true
+  })
+  return timed(async () => {
+    const push = async (connection: Connection, n: number, due: number) => {
+      const image = images[n]
+      if (image === undefined) return
+      const since = beginOf(due)
+      await pushImage(connection, `bench/steady-${n % job.clients}`, `r${process.pid}-${n}`, image)
+      const end = performance.now()
+      moments.push({ end: performance.timeOrigin + end, milliseconds: end - since })
+    }
+    await paced(connections, job, push, () => isOver)
+    return { done: moments.length, bytes: 0, moments }
+  })
+}
+
+function runAsks(job: AsksJob): Promise<JobResult> {
+  const { target, method, paths, requests } = job
+  const headers = job.accept === undefined ? {} : { Accept: job.accept }
+  const latencies: number[] = []
+  let bytes = 0
+  return timed(async () => {
+    const end = performance.now() + job.seconds * 1000
+    let started = 0
+    await together(job.connections, async () => {
+      const connection = await Connection.open(target)
+      while (started < requests && performance.now() < end) {
+        const path = paths[started % paths.length] ?? '/'
+        started += 1
+        const before = performance.now()
+        const answer = await connection.send({ method, path, headers })
+        latencies.push(performance.now() - before)
+        expectStatus(answer, 200, `${method} ${path}`)
+        bytes += answer.bytes
+      }
+      connection.close()
+    })
+    return { done: latencies.length, bytes, latencies: latencies.sort((a, b) => a - b) }
   })
 }
 
@@ -279,9 +338,7 @@ async function runVisits(job: VisitsJob): Promise<JobResult> {
   let bytes = 0
   return timed(async () => {
     await paced(connections, job, async (connection, _, due) => {
-      // A pull that could not begin when it was due has waited since then; but a timer's lateness is our own.
-      const begin = performance.now()
-      const since = begin - due > 20 ? due : begin
+      const since = beginOf(due)
       for (const path of paths) {
         const answer = await connection.send({ method: 'GET', path })
         expectStatus(answer, 200, `GET ${path}`)
@@ -337,6 +394,10 @@ function run(job: Job): Promise<JobResult> {
       return runVisits(job)
     case 'flood':
       return runFlood(job)
+    case 'steady':
+      return runSteady(job)
+    case 'asks':
+      return runAsks(job)
   }
 }
 

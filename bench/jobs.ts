@@ -107,7 +107,49 @@ export interface FloodJob {
   readonly seconds: number
 }
 
-export type Job = PushJob | PullJob | ImagesJob | SeedJob | TagsJob | PagesJob | VisitsJob | FloodJob
+/**
+ * Pushes of whole small images at moments laid down beforehand, as {@link VisitsJob} does with pulls. It ends early when
+ * it is sent SIGTERM.
+ */
+export interface SteadyJob {
+  readonly kind: 'steady'
+  readonly target: Target
+  readonly clients: number
+  /** Images in a second, of all clients together. */
+  readonly perSecond: number
+  readonly seconds: number
+}
+
+/** Asks for paths in turn and records how long each answer takes. */
+export interface AsksJob {
+  readonly kind: 'asks'
+  readonly target: Target
+  readonly method: 'GET' | 'HEAD'
+  readonly paths: readonly string[]
+  readonly accept?: string
+  readonly connections: number
+  readonly requests: number
+  /** Stops early after this many seconds. */
+  readonly seconds: number
+}
+
+export type Job =
+  | PushJob
+  | PullJob
+  | ImagesJob
+  | SeedJob
+  | TagsJob
+  | PagesJob
+  | VisitsJob
+  | FloodJob
+  | SteadyJob
+  | AsksJob
+
+/** When something ended, in milliseconds since 1970, and how many milliseconds it took. */
+export interface Moment {
+  readonly end: number
+  readonly milliseconds: number
+}
 
 /** What a job did in its timed section. */
 export interface JobResult {
@@ -123,6 +165,8 @@ export interface JobResult {
   readonly digests?: readonly string[]
   /** Milliseconds for each unit, sorted, where the job records them. */
   readonly latencies?: readonly number[]
+  /** The same in the order of their ends, each with its end (milliseconds since 1970). */
+  readonly moments?: readonly Moment[]
   /** How often each status came, where the job takes several. */
   readonly statuses?: Readonly<Record<string, number>>
 }

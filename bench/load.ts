@@ -19,9 +19,17 @@ export function killLoad(): void {
 }
 
 /** Runs a program to its end and returns what it printed; rejects when it fails or exceeds its seconds. */
-async function runToEnd(program: string, args: string[], input: string, seconds: number): Promise<string> {
+async function runToEnd(
+  program: string,
+  args: string[],
+  input: string,
+  seconds: number,
+  signal?: AbortSignal,
+): Promise<string> {
   const child = spawn(program, args, { stdio: 'pipe' })
   running.add(child)
+  const stop = () => child.kill('SIGTERM')
+  signal?.addEventListener('abort', stop)
   let late = false
   const timer = setTimeout(() => {
     late = true
@@ -36,13 +44,17 @@ async function runToEnd(program: string, args: string[], input: string, seconds:
     return output
   } finally {
     clearTimeout(timer)
+    signal?.removeEventListener('abort', stop)
     running.delete(child)
   }
 }
 
-/** Runs one job in a generator process of its own. */
-export async function runJob(job: Job, limitSeconds: number): Promise<JobResult> {
-  const output = await runToEnd(process.execPath, [GENERATOR], JSON.stringify(job), limitSeconds)
+/**
+ * Runs one job in a generator process of its own.
+ * @param signal ends a job early that can tell what it has done until then
+ */
+export async function runJob(job: Job, limitSeconds: number, signal?: AbortSignal): Promise<JobResult> {
+  const output = await runToEnd(process.execPath, [GENERATOR], JSON.stringify(job), limitSeconds, signal)
   return JSON.parse(output) as JobResult
 }
 

@@ -5,6 +5,8 @@ import { parseArgs } from 'node:util'
 export interface Options {
   readonly help: boolean
   readonly list: boolean
+  /** The rows about large registries in place of the others. */
+  readonly scale: boolean
   /** Rows to run; all when empty. */
   readonly only: readonly string[]
   readonly dir: string
@@ -27,6 +29,7 @@ export const HELP = `Usage: npm run bench -- [options]
 Runs Boathouse and docker-registry side by side and prints one table.
 
   --only ROW            only this row; may be given several times, or with commas
+  --scale               the rows about large registries and long work, and not the others
   --list                print the names of the rows and end
   --dir DIR             put the data folders below DIR (default: the system's temporary folder)
   --json FILE           write all figures to FILE; a bare name goes to bench/results/
@@ -56,6 +59,7 @@ export function parseOptions(args: readonly string[]): Options {
     options: {
       help: { type: 'boolean', default: false },
       list: { type: 'boolean', default: false },
+      scale: { type: 'boolean', default: false },
       only: { type: 'string', multiple: true, default: [] },
       dir: { type: 'string', default: tmpdir() },
       json: { type: 'string' },
@@ -74,6 +78,7 @@ export function parseOptions(args: readonly string[]): Options {
   return {
     help: values.help,
     list: values.list,
+    scale: values.scale,
     only: values.only.flatMap((names) => names.split(',')),
     dir: values.dir,
     ...(values.json === undefined ? {} : { json: values.json }),

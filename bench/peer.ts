@@ -4,6 +4,15 @@ import { join } from 'node:path'
 import { makeImages } from './image.js'
 import { type Target, tagName } from './jobs.js'
 import { digestOf } from './payload.js'
+import {
+  LARGE_REPOSITORY,
+  LARGE_TAGS,
+  makeRepository,
+  REPOSITORIES,
+  repositoryName,
+  type SeedBlob,
+  seedBlob,
+} from './scale.js'
 import { freePort, type Registry, type Server, startServer } from './server.js'
 
 const PROGRAM = 'docker-registry'
@@ -66,11 +75,55 @@ export const peer: Registry = {
     const tags = join(server.folder, 'data/docker/registry/v2/repositories', repository, '_manifests/tags')
     const link = digestOf(image.manifest)
     mkdirSync(tags, { recursive: true })
-    for (let n = 0; n < count; n += 1) {
-      const tag = `${tags}/${tagName(n)}`
-      mkdirSync(tag)
-      mkdirSync(`${tag}/current`)
-      writeFileSync(`${tag}/current/link`, link)
-    }
+    for (let n = 0; n < count; n += 1) linkTag(tags, tagName(n), link)
   },
+
+  // One tag and one blob in each of the 10,000 repositories, and the 100,000 tags of the large one.
+  async seedLarge(folder: string) {
+    const root = join(folder, 'data/docker/registry/v2')
+    for (let n = 0; n < REPOSITORIES; n += 1) writeRepository(root, repositoryName(n), 1)
+    writeRepository(root, LARGE_REPOSITORY, LARGE_TAGS)
+  },
+
+  async collectOffline(folder: string, blobs: number) {
+    const root = join(folder, 'data/docker/registry/v2')
+    writeRepository(root, 'bench/kept', 1)
+    for (let n = 0; n < blobs; n += 1) writeBlob(root, seedBlob('bench/garbage', n))
+    const file = join(folder, 'config.yml')
+    writeFileSync(file, configuration(join(folder, 'data'), await freePort()))
+    const begin = performance.now()
+    execFileSync(PROGRAM, ['garbage-collect', file], { stdio: ['ignore', 'ignore', 'pipe'], maxBuffer: 1e9 })
+    return (performance.now() - begin) / 1000
+  },
+}
+
+function linkTag(tags: string, tag: string, digest: string): void {
+  mkdirSync(`${tags}/${tag}/current`, { recursive: true })
+  writeFileSync(`${tags}/${tag}/current/link`, digest)
+}
+
+function writeBlob(root: string, { digest, bytes }: SeedBlob): void {
+  const hex = digest.slice('sha256:'.length)
+  const folder = `${root}/blobs/sha256/${hex.slice(0, 2)}/${hex}`
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(`${folder}/data`, bytes)
+}
+
+function writeRepository(root: string, name: string, tagCount: number): void {
+  const { blobs, manifests } = makeRepository(name, 1, tagCount)
+  const folder = join(root, 'repositories', name)
+  const link = (kind: string, digest: string) => {
+    const place = join(folder, kind, digest.replace(':', '/'))
+    mkdirSync(place, { recursive: true })
+    writeFileSync(join(place, 'link'), digest)
+  }
+  for (const blob of blobs.slice(0, 2)) {
+    writeBlob(root, blob)
+    link('_layers', blob.digest)
+  }
+  for (const { digest, bytes, tags } of manifests) {
+    writeBlob(root, { digest, bytes })
+    link('_manifests/revisions', digest)
+    for (const tag of tags) linkTag(join(folder, '_manifests/tags'), tag, digest)
+  }
 }

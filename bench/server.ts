@@ -21,6 +21,8 @@ export interface Server {
   readonly readyMs: number
   /** Asks it to end, and makes it end when it does not. */
   stop(): Promise<void>
+  /** Ends all of its processes in the middle of whatever they do. */
+  kill(): Promise<void>
 }
 
 /** A server that asks for a login, with one user, who may pull and push. */
@@ -36,19 +38,30 @@ export interface GuardedServer extends Server {
 export interface GuardedOptions {
   /** Everything on one core. */
   readonly onOneCore?: boolean
+  /** What the user may pull, as patterns of repositories; when absent, `bench/**`, where he may push as well. */
+  readonly pull?: readonly string[]
 }
 
 /** A make of registry: how it is started, and how a repository gets very many tags fast. */
 export interface Registry {
   readonly name: string
-  /** Starts it over a folder, new or used before, and resolves when it answers. */
-  start(folder: string): Promise<Server>
+  /**
+   * Starts it over a folder, new or used before, and resolves when it answers.
+   * @param settings variables for ours
+   */
+  start(folder: string, settings?: Readonly<Record<string, string>>): Promise<Server>
   /** The same with users and tokens of its own, where it has any. */
   startGuarded?(folder: string, options: GuardedOptions): Promise<GuardedServer>
   /** Starts a mirror of an upstream; the names of its repositories begin with `prefix`. */
   startMirror?(folder: string, upstream: Target): Promise<Server & { readonly prefix: string }>
   /** Gives one image of the repository `count` tags, named by `tagName`. */
   seedTags(server: Server, repository: string, count: number): Promise<void>
+  /** Fills the folder of a server that does not run with the large registry of `scale.ts`, or as much of it as counts. */
+  seedLarge(folder: string): Promise<void>
+  /** Reads everything in the folder on one core, beside no server, and compares it with its digests. */
+  verify?(folder: string): Promise<{ readonly bytes: number; readonly seconds: number }>
+  /** Collects so many blobs that nobody needs while nothing else is done, and tells how many seconds it took. */
+  collectOffline?(folder: string, blobs: number): Promise<number>
 }
 
 export interface Command {
@@ -109,7 +122,8 @@ export async function startServer(command: Command, target: Target, folder: stri
     throw new Error(`${command.program} did not become ready:\n${readFileSync(log, 'utf8').slice(-2000)}`)
   }
   const readyMs = performance.now() - begin
-  return { target, pid, folder, readyMs, stop: () => stopServer(child, pid) }
+  const kill = () => killServer(child, pid)
+  return { target, pid, folder, readyMs, stop: () => stopServer(child, pid), kill }
 }
 
 function hasEnded(child: ChildProcess): boolean {
@@ -148,5 +162,12 @@ async function stopServer(child: ChildProcess, pid: number): Promise<void> {
     await ended
     clearTimeout(timer)
   }
+  running.delete(pid)
+}
+
+async function killServer(child: ChildProcess, pid: number): Promise<void> {
+  const ended = hasEnded(child) ? undefined : once(child, 'exit')
+  killTree(pid)
+  await ended
   running.delete(pid)
 }
