@@ -9,7 +9,7 @@ import { HELP, type Options, parseOptions } from './options.js'
 import { Patience } from './patience.js'
 import { peer, peerVersion } from './peer.js'
 import { makeRows, type Row } from './rows.js'
-import { scaleRows } from './scale-rows.js'
+import { makeScaleRows } from './scale-rows.js'
 import { killServers } from './server.js'
 import { Side } from './side.js'
 import { disturbed, formatDetails, formatTable } from './table.js'
@@ -20,8 +20,8 @@ const TMPFS = 0x01021994
 const SELF_CHECK_TOLERANCE = 0.15
 
 function chooseRows(options: Options): readonly Row[] {
-  const usual = makeRows(options)
-  const all = options.scale ? scaleRows : options.only.length > 0 ? [...usual, ...scaleRows] : usual
+  const [usual, large] = [makeRows(options), makeScaleRows(options)]
+  const all = options.scale ? large : options.only.length > 0 ? [...usual, ...large] : usual
   const rows = all
     .filter((row) => !(options.selfCheck && row.ofOursAlone))
     .map((row) => (options.full ? { ...row, oursOnly: false } : row))

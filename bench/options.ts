@@ -18,6 +18,8 @@ export interface Options {
   readonly seconds: number
   readonly memorySeconds: number
   readonly bigPushes: number
+  /** Blobs that are collected in the rows about that. */
+  readonly garbage: number
   /** Seconds in all that may go into waiting for a quiet machine and taking disturbed samples again. */
   readonly patience: number
   readonly workers?: string
@@ -40,6 +42,7 @@ Runs Boathouse and docker-registry side by side and prints one table.
   --seconds N           length of a reading sample (default 4)
   --memory-seconds N    length of the pulls in the memory rows (default 8)
   --big-pushes N        pushes of 1 GiB at once in the last row (default 8; needs N GiB of disk)
+  --garbage N           blobs to collect in the rows about that (default 100000)
   --patience N          wait up to N seconds in all for the machine to be quiet, and take
                         disturbed samples again (default 0)
   --workers N           worker processes of Boathouse (default: its own choice)
@@ -70,6 +73,7 @@ export function parseOptions(args: readonly string[]): Options {
       seconds: { type: 'string', default: '4' },
       'memory-seconds': { type: 'string', default: '8' },
       'big-pushes': { type: 'string', default: '8' },
+      garbage: { type: 'string', default: '100000' },
       patience: { type: 'string', default: '0' },
       workers: { type: 'string' },
       'node-options': { type: 'string', default: '' },
@@ -89,6 +93,7 @@ export function parseOptions(args: readonly string[]): Options {
     seconds: whole('seconds', values.seconds),
     memorySeconds: whole('memory-seconds', values['memory-seconds']),
     bigPushes: whole('big-pushes', values['big-pushes']),
+    garbage: whole('garbage', values.garbage),
     patience: whole('patience', values.patience, 0),
     ...(values.workers === undefined ? {} : { workers: values.workers }),
     nodeOptions: values['node-options'].split(' ').filter((option) => option !== ''),

@@ -1,5 +1,5 @@
 import { randomInt } from 'node:crypto'
-import { gcRows } from './gc-rows.js'
+import { makeGcRows } from './gc-rows.js'
 import { MANIFEST_TYPE } from './image.js'
 import { runJob } from './load.js'
 import { percentile } from './measure.js'
@@ -265,21 +265,23 @@ const verifyRow: Row = {
 }
 
 /** What a registry is like when it is large. */
-export const scaleRows: readonly Row[] = [
-  ...gcRows,
-  verifyRow,
-  readyRow('scale-ready', 'Ready after start, 1,000,000 tags and 100,000 blobs', async () => undefined),
-  readyRow('scale-ready-killed', 'The same after kill -9 under pushes', breakOff),
-  ...questions.map(questionRow),
-  pushRow,
-  fewRightsRow(
-    'scale-catalog-few',
-    'Page of 100 for a user who may see 101 of 10,000 repositories, p99',
-    () => `/v2/_catalog?n=100${random(2) === 0 ? '' : `&last=${anyRepository()}`}`,
-  ),
-  fewRightsRow(
-    'scale-search',
-    'Search of the same user, p99',
-    () => `/v1/search?q=${['app', 'team-073', 'team-07', 'p-099', 'nothing', 'a'][random(6)]}`,
-  ),
-]
+export function makeScaleRows({ garbage }: { readonly garbage: number }): readonly Row[] {
+  return [
+    ...makeGcRows(garbage),
+    verifyRow,
+    readyRow('scale-ready', 'Ready after start, 1,000,000 tags and 100,000 blobs', async () => undefined),
+    readyRow('scale-ready-killed', 'The same after kill -9 under pushes', breakOff),
+    ...questions.map(questionRow),
+    pushRow,
+    fewRightsRow(
+      'scale-catalog-few',
+      'Page of 100 for a user who may see 101 of 10,000 repositories, p99',
+      () => `/v2/_catalog?n=100${random(2) === 0 ? '' : `&last=${anyRepository()}`}`,
+    ),
+    fewRightsRow(
+      'scale-search',
+      'Search of the same user, p99',
+      () => `/v1/search?q=${['app', 'team-073', 'team-07', 'p-099', 'nothing', 'a'][random(6)]}`,
+    ),
+  ]
+}

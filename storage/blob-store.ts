@@ -115,8 +115,9 @@ export interface BlobStore {
   /**
    * Removes the bytes of blobs, durably; nothing happens for those that are not there. Who has one of them open
    * reads it to its end.
+   * @param rest is waited for between small pieces of the work, so that others get at the disk
    */
-  remove(digests: readonly Digest[]): Promise<void>
+  remove(digests: readonly Digest[], rest?: () => Promise<void>): Promise<void>
   /** Into how many parts {@link listPart} divides the blobs. */
   readonly parts: number
   /** Blobs whose bytes lie in one part, from 0 to `parts` - 1, whoever knows of them. */

@@ -132,14 +132,19 @@ export interface CollectionStore {
     before: number,
     limit: number,
   ): Promise<CandidatePage<CondemnedBlob, number>>
-  /** Condemns blobs that nothing links, to which no upload is finishing, and that came before this moment. */
+  /**
+   * Condemns blobs that nothing links, to which no upload is finishing, and that came before this moment. It is not
+   * durable before {@link syncCondemned} has resolved, and until then no bytes may go.
+   */
   condemnBlobs(digests: readonly Digest[], holder: string, before: number): Promise<StepResult<CondemnedBlob>>
   /** Which of these digests have no row: their files, if there are any, belong to nobody. */
   listStrangers(digests: readonly Digest[]): Promise<Digest[]>
-  /** Condemns files that have no row and to which no upload is finishing. */
+  /** Condemns files that have no row and to which no upload is finishing; durable as {@link condemnBlobs} is. */
   condemnFiles(files: readonly CondemnedBlob[], holder: string, now: number): Promise<CondemnedBlob[]>
   /** Takes over what a dead collector has condemned, unless an upload is finishing to it. */
   claimCondemned(holder: string, limit: number): Promise<CondemnedBlob[]>
+  /** Makes durable what was condemned, or taken over, until now. */
+  syncCondemned(now: number): Promise<void>
   /** The bytes are gone: forgets blobs that this holder has condemned. */
   forgetBlobs(digests: readonly Digest[], holder: string): Promise<void>
 

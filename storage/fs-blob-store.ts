@@ -233,11 +233,11 @@ class FsBlobStore implements BlobStore {
     }
   }
 
-  async remove(digests: readonly Digest[]): Promise<void> {
-    const directories = new Set(digests.map((digest) => this.#layout.blobDirectory(digest)))
-    await inParallel(digests, (digest) => removeFile(this.#layout.blob(digest)))
+  async remove(digests: readonly Digest[], rest?: () => Promise<void>): Promise<void> {
+    const directories = [...new Set(digests.map((digest) => this.#layout.blobDirectory(digest)))]
+    await inParallel(digests, (digest) => removeFile(this.#layout.blob(digest)), rest)
     try {
-      await inParallel([...directories], (directory) => this.#directories.sync(directory))
+      await inParallel(directories, (directory) => this.#directories.sync(directory), rest)
     } catch (error) {
       throw toStorageError(error)
     }

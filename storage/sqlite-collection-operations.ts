@@ -9,8 +9,8 @@ import type {
   StepResult,
 } from './collection-store.js'
 
-/** Milliseconds after which a step stops, so that nobody who writes waits for it long. */
-const longestStep = 4
+/** Milliseconds after which a step stops, so that nobody who writes waits for it long: as short as a push's own. */
+const longestStep = 1
 
 /** Manifests above one that are looked at; one with more than these stays until they have gone. */
 const mostAbove = 200

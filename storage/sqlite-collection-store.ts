@@ -266,6 +266,10 @@ export class SqliteCollectionStore implements CollectionStore {
     return this.#writer.run('claimCondemned', holder, limit)
   }
 
+  syncCondemned(now: number): Promise<void> {
+    return this.#writer.run('check', now) // any durable write: the log is synced as a whole
+  }
+
   forgetBlobs(digests: readonly Digest[], holder: string): Promise<void> {
     return this.#writer.run('forgetBlobs', digests, holder)
   }

@@ -27,10 +27,13 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'renewBlob',
   'renewManifest',
   'recordPulls',
-  // What is removed from the index without any bytes: a collection that lost it does it again. The condemning,
-  // after which bytes go, is synced, and the log with it.
+  // A collection that lost these does them again. Before bytes go, it makes what it condemned durable (see
+  // CollectionStore.syncCondemned).
   'removeManifests',
   'removeLinks',
+  'condemnBlobs',
+  'condemnFiles',
+  'claimCondemned',
   'forgetBlobs',
   'releaseCondemned',
   'recordCollection',
@@ -83,7 +86,8 @@ export function prepareOperations(db: Database) {
     ...manifests,
     repositoryId: prepareRepositoryId(db),
   })
-  const probe = db.prepare('UPDATE probe SET checked_at = ?')
+  // A row that is written as it is would be no write at all, and nothing would be synced.
+  const probe = db.prepare('UPDATE probe SET checked_at = max(checked_at + 1, ?)')
   return {
     ...uploads,
     ...blobs,
@@ -111,7 +115,7 @@ export function prepareOperations(db: Database) {
       return true
     },
 
-    /** Proves that the database takes writes. */
+    /** Proves that the database takes writes, and makes durable what was committed before. */
     check(now: number): void {
       probe.run(now)
     },

@@ -10,6 +10,7 @@ import type {
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { leaseSlack, steadyClock } from './leases.js'
+import { Pace } from './pace.js'
 
 /** Rows that are read at once: no more than a few milliseconds. */
 const pageSize = 500
@@ -20,12 +21,8 @@ const stepSize = 100
 /** Candidates that are kept in memory; when there are more, the walk is done again after these. */
 const mostCandidates = 100_000
 
-/** Blobs whose files are removed together, so that each folder is synced once for many. */
+/** Blobs whose files are removed together, so that the log and each folder are synced once for many. */
 const roundSize = 4000
-
-/** Pause after a step, as a multiple of its length, and in milliseconds at the most. */
-const pauseShare = 1.5
-const longestPause = 50
 
 /** Milliseconds between two tries to become the collector, and for which a caller that cannot wait long tries. */
 const busyPause = 50
@@ -188,11 +185,6 @@ export class GarbageCollector {
   }
 }
 
-/** Milliseconds for which others may write after a step that began then: longer than it took. */
-function pauseAfter(begin: number): number {
-  return Math.min(longestPause, pauseShare * (performance.now() - begin))
-}
-
 /** One collection at work. */
 class Pass {
   readonly #blobs: BlobStore
@@ -335,29 +327,33 @@ class Pass {
     } while (after !== undefined && !this.#isStopped())
   }
 
-  /** Takes candidates step by step; after each, others may write for twice as long as it took. */
+  /** Takes candidates step by step; after each, others may write. */
   async #apply<Item>(
     items: readonly Item[],
     take: (some: readonly Item[]) => Promise<StepResult<unknown>>,
   ): Promise<void> {
+    const pace = new Pace()
     for (let at = 0; at < items.length && !this.#isStopped(); ) {
-      const begin = performance.now()
       const { handled } = await take(items.slice(at, at + stepSize))
       at += Math.max(1, handled)
       this.#options.onProgress?.(this.#report)
-      await delay(pauseAfter(begin))
+      await pace.rest()
     }
   }
 
-  /** The files first, then the rows: a row without its file says what is still to be done. */
+  /**
+   * The condemning is made durable, then the files go, then the rows: a row without its file says what is still to be
+   * done, and no power cut brings a row back to life whose file has gone.
+   */
   async #remove(condemned: readonly CondemnedBlob[]): Promise<void> {
     if (condemned.length === 0) return
     const digests = condemned.map(({ digest }) => digest)
-    await this.#blobs.remove(digests)
+    const pace = new Pace()
+    await this.#collection.syncCondemned(Date.now())
+    await this.#blobs.remove(digests, () => pace.rest())
     for (let at = 0; at < digests.length; at += stepSize) {
-      const begin = performance.now()
       await this.#collection.forgetBlobs(digests.slice(at, at + stepSize), this.#options.holder)
-      await delay(pauseAfter(begin))
+      await pace.rest()
     }
     this.#report.blobs += condemned.length
     for (const { size } of condemned) this.#report.bytes += size

@@ -4,6 +4,7 @@ import { Readable, Writable } from 'node:stream'
 import Database from 'better-sqlite3'
 import { type Digest, digestOf } from '../../src/oci/digest.js'
 import { parseRepositoryName, parseTag } from '../../src/oci/reference.js'
+import { GarbageCollector } from '../../src/registry/gc.js'
 import { dataPaths, takeDataFolder } from '../../storage/data-folder.js'
 import { openFsBlobStore } from '../../storage/fs-blob-store.js'
 import type { NewManifest } from '../../storage/metadata-store.js'
@@ -79,6 +80,33 @@ async function push({ root, size }: { root: string; size: number }): Promise<voi
     children: [{ digest, size, role: 'blob', required: true }],
   })
   say('tagged')
+  await blobs.close()
+  await metadata.close()
+  folder.release()
+}
+
+/** Collects one blob that nothing links any more, with a word before and after. */
+async function collect({ root, size }: { root: string; size: number }): Promise<void> {
+  const folder = await takeDataFolder(root)
+  const { metadata, collection } = await openSqliteStores({
+    path: dataPaths(root).database,
+    onFatal: (error) => say({ fatal: error.message }),
+  })
+  const blobs = openFsBlobStore(root)
+  const bytes = someBytes(size)
+  const digest = digestOf(bytes)
+  const told = { offset: 0, digest: undefined, limit: size, algorithm: 'sha256' as const }
+  await metadata.startUpload({ id: 'one', repository, owner: '', algorithm: 'sha256' }, 10, 1)
+  await metadata.takeTurn('one', 'child', digest)
+  await blobs.append('one', bodyOf(bytes), told)
+  await blobs.commit('one', digest, size)
+  await metadata.finishUpload('one', 'child', { digest, size }, 1)
+  await metadata.unlinkBlob(repository, digest)
+  say('garbage')
+  const collector = new GarbageCollector({ blobs, collection }, { holder: 'child:', grace: 1 })
+  const report = await collector.collect({ strangers: 'no' })
+  say('collected')
+  say(report?.blobs)
   await blobs.close()
   await metadata.close()
   folder.release()
@@ -195,7 +223,7 @@ async function durable({ path }: { path: string }): Promise<void> {
 }
 
 const commands = new Map<string, (told: never) => Promise<void>>(
-  Object.entries({ push, stream, append, lock, compete, write, durable }),
+  Object.entries({ push, collect, stream, append, lock, compete, write, durable }),
 )
 
 const [, , command = '', told = '{}'] = process.argv

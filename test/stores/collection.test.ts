@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Digest, digestOf } from '../../src/oci/digest.js'
 import { parseReference, parseRepositoryName, parseTag } from '../../src/oci/reference.js'
@@ -8,7 +8,9 @@ import { openFsBlobStore, prepareFsBlobStore } from '../../storage/fs-blob-store
 import type { NewManifest } from '../../storage/metadata-store.js'
 import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
 import { scratchDir } from '../harness.js'
-import { bodyOf } from './bodies.js'
+import { bodyOf, someBytes } from './bodies.js'
+import { noTracing, startChild } from './processes.js'
+import { Trace, tracing } from './trace.js'
 
 /*
  * Everything that writes against every step of a collection, in every order: steps are called one by one, so
@@ -16,6 +18,7 @@ import { bodyOf } from './bodies.js'
  * names it. At the end whoever was told that it is there must find it, and nothing may be left over.
  */
 
+const cannotTrace = noTracing() ?? false
 const team = parseRepositoryName('team/app')
 const other = parseRepositoryName('other/app')
 const old = 1000
@@ -130,7 +133,7 @@ function nameOf(order: readonly boolean[]): string {
   return order.map((isFirst) => (isFirst ? 'o' : 'c')).join('')
 }
 
-function fileOf({ root }: Stores, digest: Digest): string {
+function fileOf({ root }: Pick<Stores, 'root'>, digest: Digest): string {
   const hex = digest.slice('sha256:'.length)
   return join(root, 'blobs', 'sha256', hex.slice(0, 2), hex)
 }
@@ -463,3 +466,24 @@ t.test('blobs that are told are collected at once, others are left', async (t) =
   const isThere = [free, linked, untold].map(({ digest }) => existsSync(fileOf(stores, digest)))
   t.strictSame(isThere, [false, true, true])
 })
+
+t.test(
+  'order: a blob is condemned on the disk before its file goes, and forgotten after (R06)',
+  { skip: cannotTrace },
+  async (t) => {
+    const root = join(scratchDir(t), 'data')
+    const file = join(scratchDir(t), 'trace')
+    const said = await startChild(t, 'collect', { root, size: 1000 }, tracing(file)).ended()
+    t.equal(said.at(-1), 1, 'one blob went')
+    const trace = new Trace(file)
+    const blob = fileOf({ root }, digestOf(someBytes(1000)))
+    const log = join(root, 'boathouse.db-wal')
+    const gone = trace.unlinked(blob)
+    t.ok(
+      trace.isStored(log, trace.said('garbage'), gone.begin),
+      'the log is written and synced, then the file goes',
+    )
+    t.ok(trace.isSynced(dirname(blob), gone.end, trace.said('collected')), 'then its folder is synced')
+    t.ok(trace.written(log, gone.end, trace.said('collected')), 'and the row goes')
+  },
+)

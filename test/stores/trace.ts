@@ -62,6 +62,14 @@ export class Trace {
     )
   }
 
+  /** The removal of a file. */
+  unlinked(path: string): Call {
+    return this.#first(
+      `unlink ${path}`,
+      ({ name, args }) => name === 'unlink' && args.startsWith(`"${path}"`),
+    )
+  }
+
   /** Whether a sync of the file or the folder both began and ended within these bounds. */
   isSynced(path: string, after: number, before: number): boolean {
     return this.#calls.some(
