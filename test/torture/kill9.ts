@@ -97,7 +97,9 @@ async function torture({ dir, powerCut, bail, ...options }: CommandLine): Promis
   console.log(`kill9: ${times}; killed: ${kills}`)
   if (violations === 0) rmSync(folder, { recursive: true, force: true })
   else {
-    if (disk !== undefined) cpSync(join(disk.root, 'data'), join(folder, 'data'), { recursive: true })
+    // Without any sync the power cut has taken the folder itself.
+    if (disk !== undefined && existsSync(join(disk.root, 'data')))
+      cpSync(join(disk.root, 'data'), join(folder, 'data'), { recursive: true })
     console.log(`kill9: replay with --seed ${options.seed}; the data folder is kept in ${folder}`)
   }
   console.log(`kill9: rounds ${done}, acknowledged ${acknowledged}, violations ${violations}`)
