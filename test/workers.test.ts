@@ -329,6 +329,16 @@ t.test(
   },
 )
 
+t.test('a worker that dies alone is replaced, also on a port that the system has chosen', async (t) => {
+  const alone = await startServer(t, { config: { workers: 2, log: { level: 'info', format: 'json' } } })
+  for (const [round, place] of [0, 1, 0].entries()) {
+    process.kill(processTree(alone.pid).slice(1)[place] ?? 0, 'SIGKILL')
+    const served = () => alone.stderr().match(/a new worker serves/g)?.length ?? 0
+    await eventually('a new worker serves', () => served() === round + 1, 30_000)
+  }
+  t.notMatch(alone.stderr(), /could not start/, 'none of them found the port taken')
+})
+
 t.test('UP-47, R32: a worker that dies is replaced, and the upload it was reading goes on', async (t) => {
   const repository = newRepository('workers')
   const content = randomBlob(900_000)

@@ -34,6 +34,8 @@ export class WorkerPool {
   #isStopping = false
   /** Where the workers listen: one that comes later must listen there, too. */
   #port: number | undefined
+  /** Living workers that share the socket of the configured address: port 0 is another one when they have gone. */
+  readonly #sharing = new Set<number>()
 
   /**
    * Starts the processes at once: they load while the data folder is prepared, and wait for {@link start}.
@@ -55,6 +57,8 @@ export class WorkerPool {
     this.#begin()
     const [port = this.#config.listen.port] = await Promise.all(listening)
     this.#port = port
+    for (const { id } of this.#running()) this.#sharing.add(id)
+    cluster.on('listening', (worker, address) => this.#checkPort(worker, address.port))
     cluster.on('exit', (worker, code, signal) => this.#replace(worker, code, signal))
     return port
   }
@@ -82,16 +86,33 @@ export class WorkerPool {
     worker.on('message', (message: FromWorker) => {
       if (message.type === 'hello') void this.#ready.then(() => this.#configure(worker))
       if (message.type === 'metrics') void this.#answerMetrics(worker, message.id)
+      // Of the first workers the one who started the server hears in words.
+      if (message.type === 'failed' && this.#port !== undefined) {
+        this.#logger.error({ worker: worker.id, reason: message.message }, 'a worker could not start')
+      }
     })
   }
 
   #configure(worker: Worker): void {
-    const port = this.#port ?? this.#config.listen.port
+    // The socket is found by the port that was asked for: 0 leads to it as long as somebody has it.
+    const isShared = this.#sharing.size > 0
+    const port = isShared ? this.#config.listen.port : (this.#port ?? this.#config.listen.port)
     const config = { ...this.#config, listen: { ...this.#config.listen, port } }
     tell(worker, { type: 'start', config, name: nameOf(worker) })
   }
 
+  /** A worker that was too late for the socket of the others listens where no client looks for it. */
+  #checkPort(worker: Worker, port: number): void {
+    if (port !== this.#port) {
+      worker.process.kill('SIGKILL')
+      return
+    }
+    if (this.#sharing.size > 0) this.#sharing.add(worker.id)
+    this.#logger.info({ worker: worker.id }, 'a new worker serves')
+  }
+
   #replace(worker: Worker, code: number, signal: string): void {
+    this.#sharing.delete(worker.id)
     if (this.#isStopping) return
     if (code === exitCodes.indexDamaged) {
       this.kill()

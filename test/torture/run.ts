@@ -14,7 +14,7 @@ import { Wire } from './wire.js'
 const expireAfter = 60
 
 /** Milliseconds within which what a kill has broken must be whole again. */
-const healingPatience = 15_000
+const healingPatience = 30_000
 
 /** Milliseconds that a kill waits for the acknowledgement that it shall follow. */
 const ackPatience = 300

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Wire } from './wire.js'
 
 /** Milliseconds that a start may take before it counts as failed. */
-const startPatience = 15_000
+const startPatience = 60_000
 
 /** How a server is started. */
 export interface ServerOptions {
