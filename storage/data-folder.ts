@@ -5,7 +5,7 @@ import { IndexDamagedError, isFull, isIndexDamage } from './errors.js'
 import { Reserve } from './file-reserve.js'
 import { takeSnapshot } from './file-snapshots.js'
 import { prepareFsBlobStore } from './fs-blob-store.js'
-import { schemaVersion } from './migrations.js'
+import { refuseNewerSchema, schemaVersion } from './migrations.js'
 import { findIndexFaults } from './sqlite-index.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
@@ -71,6 +71,7 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
   const paths = dataPaths(root)
   const lock = lockServer(root)
   try {
+    refuseNewer(paths.database)
     await new Reserve(root).releaseForStart()
     // Workers outlive a killed server by a moment: none may still write when the new one begins.
     lockFile(paths.workersLock, 'exclusive', workersPatience).release()
@@ -93,6 +94,17 @@ function noteProcess(path: string): void {
   } catch (error) {
     if (!isFull(error)) throw error
   }
+}
+
+/** Before anything is written to the folder: what a newer program has written is to stay as it is. */
+function refuseNewer(database: string): void {
+  let version: number | undefined
+  try {
+    version = readSchemaVersion(database)
+  } catch {
+    return // what is wrong with it is told when it is looked at
+  }
+  refuseNewerSchema(version ?? 0)
 }
 
 /** Makes sure that the index is sound and, before it is migrated, that a copy of it stays. */

@@ -1,5 +1,16 @@
 import { constants } from 'node:fs'
-import { copyFile, link, lstat, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import {
+  copyFile,
+  link,
+  lstat,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Digest } from '../src/oci/digest.js'
@@ -14,6 +25,12 @@ const copiedAtOnce = 8
 
 /** Errors for which a file is copied where it cannot be linked: another filesystem, or one without links. */
 const unlinkable = new Set(['EXDEV', 'EPERM', 'EMLINK', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EACCES'])
+
+/** Errors that say that one blob is lost; the others are still to be brought. */
+const unreadable = new Set(['ENOENT', 'EIO'])
+
+/** Milliseconds by which the times of a file and its copy may differ: not every filesystem keeps them exactly. */
+const timeSlack = 10
 
 /** How far a backup or a restore is. */
 export interface CopyReport {
@@ -48,7 +65,8 @@ export function emptyCopyReport(counts: IndexCounts): CopyReport {
 
 /**
  * Brings what an index names from one folder to another: links where it can, copies elsewhere. What is there already
- * with its size stays. Everything is durable when it resolves.
+ * with its size and time stays; a blob that was damaged and pushed again since is brought anew. Everything is durable
+ * when it resolves.
  * @throws CopyStoppedError, or the system's error
  */
 export async function copyBlobs(
@@ -97,53 +115,43 @@ class Copier {
     await syncDirectories([this.#to.blobs])
   }
 
-  async copy({ digest, size }: NamedBlob): Promise<void> {
-    const target = this.#to.blob(digest)
-    const present = await sizeOf(target)
-    if (present !== size) {
-      if (present !== undefined) await rm(target, { force: true })
-      if (!(await this.#bring(digest, size, target))) {
-        this.#report.missing.push(digest)
-        return
-      }
-      this.#report.newBlobs++
-      this.#report.newBytes += size
-    }
+  /** What the index knows to be damaged is brought where it is there, and not missed elsewhere. */
+  async copy({ digest, size, damage }: NamedBlob): Promise<void> {
+    const source = await stateOf(this.#from.blob(digest))
+    const target = await stateOf(this.#to.blob(digest))
+    const isThere = target?.size === size
+    const isUsable = source?.size === size
+    const isStale = isUsable && (!isThere || Math.abs(source.mtimeMs - target.mtimeMs) > timeSlack)
+    const isInPlace = (isStale && (await this.#bring(digest, source))) || isThere
+    if (!isInPlace && damage === null) this.#report.missing.push(digest)
+    if (!isInPlace) return
     this.#touched.add(this.#to.blobDirectory(digest))
+    if (damage !== null) return
     this.#report.blobs++
     this.#report.bytes += size
   }
 
-  /** @returns false when the original is not there, or not whole */
-  async #bring(digest: Digest, size: number, target: string): Promise<boolean> {
-    const source = this.#from.blob(digest)
-    if ((await sizeOf(source)) !== size) return false
-    try {
-      await link(source, target)
-      this.#report.linked++
-      return true
-    } catch (error) {
-      if (errorCode(error) === 'ENOENT') return false
-      if (errorCode(error) === 'EEXIST') return (await sizeOf(target)) === size
-      if (!unlinkable.has(errorCode(error))) throw error
-    }
-    return this.#copyBytes(source, size, target)
-  }
-
-  async #copyBytes(source: string, size: number, target: string): Promise<boolean> {
+  /** The file comes into its place whole, also where there is one already. @returns false when it cannot be read */
+  async #bring(digest: Digest, source: FileState): Promise<boolean> {
+    const path = this.#from.blob(digest)
+    const target = this.#to.blob(digest)
     const unfinished = `${target}.new`
+    await rm(unfinished, { force: true })
     try {
-      await copyFile(source, unfinished, constants.COPYFILE_FICLONE)
-      await syncFile(unfinished)
-      const isWhole = (await sizeOf(unfinished)) === size
-      if (isWhole) await rename(unfinished, target)
-      return isWhole
+      const isLinked = await linked(path, unfinished)
+      if (!isLinked) await copyBytes(path, unfinished, source.mtimeMs / 1000)
+      if ((await stateOf(unfinished))?.size !== source.size) return false
+      await rename(unfinished, target)
+      if (isLinked) this.#report.linked++
     } catch (error) {
-      if (errorCode(error) === 'ENOENT') return false
-      throw error
+      if (!unreadable.has(errorCode(error))) throw error
+      return false
     } finally {
       await rm(unfinished, { force: true })
     }
+    this.#report.newBlobs++
+    this.#report.newBytes += source.size
+    return true
   }
 
   async finish(): Promise<void> {
@@ -151,13 +159,37 @@ class Copier {
   }
 }
 
-/** Bytes of a file; undefined when there is none. */
-async function sizeOf(path: string): Promise<number | undefined> {
+interface FileState {
+  /** Bytes. */
+  readonly size: number
+  readonly mtimeMs: number
+}
+
+/** Undefined when there is no file. */
+async function stateOf(path: string): Promise<FileState | undefined> {
   try {
     const stats = await lstat(path)
-    return stats.isFile() ? stats.size : -1
+    return stats.isFile() ? stats : undefined
   } catch (error) {
     if (errorCode(error) === 'ENOENT') return undefined
+    throw error
+  }
+}
+
+/** The copy tells by its time what it is a copy of. @param modifiedAt seconds since 1970 */
+async function copyBytes(path: string, target: string, modifiedAt: number): Promise<void> {
+  await copyFile(path, target, constants.COPYFILE_FICLONE)
+  await utimes(target, modifiedAt, modifiedAt)
+  await syncFile(target)
+}
+
+/** @returns false where files cannot be linked */
+async function linked(path: string, target: string): Promise<boolean> {
+  try {
+    await link(path, target)
+    return true
+  } catch (error) {
+    if (unlinkable.has(errorCode(error))) return false
     throw error
   }
 }

@@ -135,15 +135,15 @@ async function compare(root: string, database: string) {
   try {
     const counts = index.counts()
     let unknown = 0
-    let files = 0
+    let inPlace = 0
     for (let part = 0; part < 2 * leaves.length; part++) {
       const [algorithm, directory] = layout.part(part)
       const names = await readdir(directory).catch(() => [])
       const digests = names.flatMap((name) => digestIn(directory, algorithm, name))
-      files += digests.length
+      inPlace += index.countNeeded(digests)
       unknown += index.listUnknown(digests).length
     }
-    return { counts, unknown, missing: counts.blobs - (files - unknown) }
+    return { counts, unknown, missing: counts.blobs - inPlace }
   } finally {
     index.close()
   }

@@ -1,4 +1,4 @@
-import { mkdir, open, readdir, rename, rm, stat, statfs } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { errorCode, IndexDamagedError, toStorageError } from './errors.js'
 import { syncDirectories } from './fs-layout.js'
@@ -72,6 +72,7 @@ export async function copyIndexTo(database: string, path: string): Promise<void>
   const unfinished = `${path}.new`
   await rm(unfinished, { force: true })
   try {
+    await writeFile(unfinished, '', { mode: 0o600 }) // it holds hashes of passwords, wherever it is put
     const [fault] = await runIndexTask({ task: 'copy', path: database, target: unfinished })
     if (fault !== undefined) throw new IndexDamagedError(database, fault)
     await syncFile(unfinished)

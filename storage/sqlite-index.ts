@@ -54,6 +54,8 @@ export interface NamedBlob {
   readonly digest: Digest
   /** Bytes. */
   readonly size: number
+  /** What a verification has found of its bytes; null is nothing. */
+  readonly damage: 'missing' | 'altered' | null
 }
 
 /** What an index holds, for people. */
@@ -69,8 +71,10 @@ export interface IndexCounts {
 export interface IndexCopy {
   readonly schema: number
   counts(): IndexCounts
-  /** Blobs whose bytes must be there, behind this row. */
+  /** Blobs behind this row, those that are damaged too. */
   listBlobs(after: number, limit: number): NamedBlob[]
+  /** How many of these must be there. */
+  countNeeded(digests: readonly Digest[]): number
   /** Which of these it does not name. */
   listUnknown(digests: readonly Digest[]): Digest[]
   close(): void
@@ -81,12 +85,17 @@ export function openIndexCopy(path: string): IndexCopy {
   const db = new Database(path, { readonly: true, fileMustExist: true })
   const needed = "state = 'live' AND damage IS NULL"
   const blobs = db.prepare<[number, number], NamedBlob>(
-    `SELECT id, digest, size FROM blob WHERE id > ? AND ${needed} ORDER BY id LIMIT ?`,
+    "SELECT id, digest, size, damage FROM blob WHERE id > ? AND state = 'live' ORDER BY id LIMIT ?",
   )
   const unknown = db
     .prepare<[string], Digest>(
       `SELECT d.value FROM json_each(?) d
-       WHERE NOT EXISTS (SELECT 1 FROM blob WHERE digest = d.value AND ${needed})`,
+       WHERE NOT EXISTS (SELECT 1 FROM blob WHERE digest = d.value AND state = 'live')`,
+    )
+    .pluck()
+  const neededOf = db
+    .prepare<[string], number>(
+      `SELECT count(*) FROM json_each(?) d JOIN blob ON blob.digest = d.value WHERE ${needed}`,
     )
     .pluck()
   const counts = db.prepare<[], IndexCounts>(
@@ -98,6 +107,7 @@ export function openIndexCopy(path: string): IndexCopy {
     schema: Number(db.pragma('user_version', { simple: true })),
     counts: () => counts.get() ?? { repositories: 0, manifests: 0, tags: 0, blobs: 0, bytes: 0 },
     listBlobs: (after, limit) => blobs.all(after, limit),
+    countNeeded: (digests) => neededOf.get(JSON.stringify(digests)) ?? 0,
     listUnknown: (digests) => unknown.all(JSON.stringify(digests)),
     close: () => db.close(),
   }

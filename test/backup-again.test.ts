@@ -1,0 +1,188 @@
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { addUsers, commandsOn, did, type Run, runCommand, startCommand } from './commands.js'
+import {
+  eventually,
+  filesBelow,
+  image,
+  type Manifest,
+  push,
+  pushBlobs,
+  randomBlob,
+  type Server,
+  scratchDir,
+  startServer,
+} from './harness.js'
+import { Random } from './torture/random.js'
+
+/* Backups of what rots, of who may log in, and those that are interrupted. */
+
+t.setTimeout(280_000)
+
+async function pullsWhole(server: Server, repository: string, reference: string, manifest: Manifest) {
+  const faults: string[] = []
+  const reply = await server.request('GET', `/v2/${repository}/manifests/${reference}`)
+  if (!reply.body.equals(manifest.bytes)) faults.push(`${repository}:${reference}: ${reply.status}`)
+  for (const { digest, bytes } of manifest.parts) {
+    const got = await server.request('GET', `/v2/${repository}/blobs/${digest}`)
+    if (!got.body.equals(bytes)) faults.push(`${repository}@${digest}: ${got.status}`)
+  }
+  return faults
+}
+
+function backUp(server: { data: string }, target: string, ...words: string[]): Promise<Run> {
+  return runCommand(server.data, ['backup', target, '--json', ...words])
+}
+
+async function succeeded(t: Test, running: Promise<Run>): Promise<Record<string, unknown>> {
+  const run = await running
+  t.equal(run.code, 0, (run.stdout + run.stderr).slice(0, 1000))
+  return JSON.parse(run.stdout) as Record<string, unknown>
+}
+
+function fileBelow(folder: string, digest: string): string {
+  const hex = digest.slice('sha256:'.length)
+  return join(folder, 'blobs', 'sha256', hex.slice(0, 2), hex)
+}
+
+/** A backup on another filesystem has copies; here they are made of links. */
+function unlink(target: string): void {
+  for (const name of filesBelow(join(target, 'blobs'))) {
+    const path = join(target, 'blobs', name)
+    const { atime, mtime } = statSync(path)
+    cpSync(path, `${path}-copy`)
+    utimesSync(`${path}-copy`, atime, mtime)
+    renameSync(`${path}-copy`, path)
+  }
+}
+
+for (const isLinked of [true, false]) {
+  const kind = isLinked ? 'links' : 'copies'
+  t.test(`a blob that rots and is pushed again is right in the next backup, of ${kind}`, async (t) => {
+    const server = await startServer(t)
+    const one = image()
+    await push(server, 'team/app', 'one', one)
+    const scratch = scratchDir(t)
+    const target = join(scratch, 'backup')
+    await succeeded(t, backUp(server, target))
+    if (!isLinked) unlink(target)
+    const [victim] = one.parts
+    if (victim === undefined) throw new Error('an image has parts')
+    const bytes = Buffer.from(victim.bytes)
+    bytes[0] = (bytes[0] ?? 0) ^ 1
+    writeFileSync(fileBelow(server.data, victim.digest), bytes)
+    t.equal((await runCommand(server.data, ['verify', '--rate', 'unlimited'])).code, 1)
+
+    t.match(await succeeded(t, backUp(server, target)), { blobs: 2, missing: [] })
+    t.ok(existsSync(fileBelow(target, victim.digest)), 'what may be the last copy is not removed')
+    const early = join(scratch, 'early')
+    await succeeded(t, runCommand(early, ['restore', target, '--json']))
+    const isSaved = (await runCommand(early, ['verify', '--rate', 'unlimited'])).code === 0
+    t.equal(isSaved, !isLinked, 'a copy had the right bytes, a link shares the wrong ones')
+
+    await pushBlobs(server, 'team/app', victim)
+    const last = await succeeded(t, backUp(server, target))
+    t.match(last, { blobs: 3, newBlobs: isLinked ? 1 : Number, missing: [] })
+    const data = join(scratch, 'late')
+    await succeeded(t, runCommand(data, ['restore', target, '--json']))
+    const restored = await startServer(t, { data })
+    t.same(await pullsWhole(restored, 'team/app', 'one', one), [])
+  })
+}
+
+t.test(
+  'a backup and what is restored from it keep users, grants, tokens and keys, for their owner alone',
+  async (t) => {
+    const server = await startServer(t, { config: { auth: 'token' } })
+    await addUsers(t, commandsOn(server.data), 'ann')
+    await did(t, runCommand(server.data, ['grant', 'push', 'team/**', '--to', 'user:ann']))
+    const before = await did(t, runCommand(server.data, ['access', 'export']))
+    const scratch = scratchDir(t)
+    const target = join(scratch, 'backup')
+    mkdirSync(target, { mode: 0o755 })
+    await succeeded(t, backUp(server, target))
+    const data = join(scratch, 'restored')
+    await succeeded(t, runCommand(data, ['restore', target, '--json']))
+    const after = await did(t, runCommand(data, ['access', 'export']))
+    t.equal(after.stdout, before.stdout)
+    for (const folder of [target, data]) {
+      const keys = readdirSync(join(folder, 'keys'))
+      t.ok(keys.length > 0)
+      for (const file of ['boathouse.db', ...keys.map((name) => join('keys', name))]) {
+        t.equal(
+          statSync(join(folder, file)).mode & 0o077,
+          0,
+          `${file} of ${folder === data ? 'data' : 'backup'}`,
+        )
+      }
+    }
+    const restored = await startServer(t, { data, config: { auth: 'token' } })
+    const basic = { Authorization: `Basic ${Buffer.from('ann:secret').toString('base64')}` }
+    const login = await restored.request(
+      'GET',
+      '/auth/token?service=boathouse&scope=repository:team/app:push',
+      {
+        headers: basic,
+      },
+    )
+    t.equal(login.status, 200, login.text.slice(0, 200))
+  },
+)
+
+/** Ends a command with SIGKILL at some moment, again and again, until one comes to its end. */
+async function killedUntilDone(t: Test, data: string, words: string[], random: Random): Promise<number> {
+  for (let kills = 0; ; kills++) {
+    const running = startCommand(words, { env: { BOATHOUSE_DATA: data } })
+    const timer = setTimeout(() => running.child.kill('SIGKILL'), random.int(100, 200 * 2 ** kills))
+    const { code, stderr } = await running.done
+    clearTimeout(timer)
+    if (code === 0) return kills
+    if (code !== null) t.fail(`${words[0]} after ${kills} kills: ${stderr}`)
+    if (code !== null) return kills
+  }
+}
+
+t.test('backup and restore that are killed at any moment go on, and what comes of it is whole', async (t) => {
+  const random = new Random('kill -9 of backup and restore', 1)
+  const server = await startServer(t)
+  const images = Array.from({ length: 8 }, () => image({ layers: [randomBlob(200_000), randomBlob(100)] }))
+  const scratch = scratchDir(t)
+  const target = join(scratch, 'backup')
+  let kills = 0
+  for (const [at, one] of images.entries()) {
+    await push(server, 'team/app', `v${at}`, one)
+    if (at % 4 === 3) kills += await killedUntilDone(t, server.data, ['backup', target], random)
+  }
+  const data = join(scratch, 'restored')
+  kills += await killedUntilDone(t, data, ['restore', target], random)
+  t.ok(kills > 0, `${kills} times killed`)
+  t.notOk(existsSync(join(data, 'restoring')))
+  const restored = await startServer(t, { data })
+  for (const [at, one] of images.entries()) {
+    t.same(await pullsWhole(restored, 'team/app', `v${at}`, one), [])
+  }
+  const left = filesBelow(target).filter((name) => name.endsWith('.new') || name.startsWith('next'))
+  t.same(left, [], 'no left-overs')
+})
+
+t.test('a backup that is told to stop says how it goes on', async (t) => {
+  const server = await startServer(t)
+  for (let count = 0; count < 30; count++) await push(server, 'team/app', `v${count}`, image())
+  const target = join(scratchDir(t), 'backup')
+  const running = startCommand(['backup', target], { env: { BOATHOUSE_DATA: server.data } })
+  await eventually('it has begun', () => existsSync(target))
+  running.child.kill('SIGINT')
+  const run = await running.done
+  if (run.code !== 0) t.match(run, { code: 1, stderr: /Interrupted: the next backup goes on from here/ })
+  t.match(await succeeded(t, backUp(server, target)), { tags: 30, blobs: 90, missing: [] })
+})
