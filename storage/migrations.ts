@@ -319,12 +319,13 @@ export function refuseNewerSchema(version: number): void {
 /**
  * Brings a database to {@link schemaVersion}, each step in a transaction of its own together with its number:
  * an interruption leaves the database at a version, never between two.
+ * @param target an older version to stop at, as tests of migrations need it
  * @throws NewerSchemaError, with nothing changed
  */
-export function migrate(db: Database): void {
+export function migrate(db: Database, target = schemaVersion): void {
   const current = Number(db.pragma('user_version', { simple: true }))
   refuseNewerSchema(current)
-  for (const { version, sql } of migrations.slice(current)) {
+  for (const { version, sql } of migrations.slice(current, target)) {
     db.transaction(() => {
       db.exec(sql)
       db.pragma(`user_version = ${version}`)

@@ -2,6 +2,8 @@ import { readFileSync } from 'node:fs'
 
 /** A system call as strace saw it. Begin and end are places in the order of all that happened. */
 export interface Call {
+  /** The system's number of the thread; 0 when only one was watched. */
+  readonly thread: number
   readonly name: string
   /** Its arguments and, with `-y`, the paths behind its descriptors. */
   readonly args: string
@@ -22,7 +24,7 @@ export class Trace {
 
   /** Reads what {@link tracing} recorded. */
   constructor(file: string) {
-    this.#calls = readCalls(file).filter((call) => !call.result.startsWith('-1'))
+    this.#calls = readCalls(file).filter(({ result }) => result !== '' && !result.startsWith('-1'))
   }
 
   /** When the program said this word, as a line of JSON. */
@@ -85,27 +87,30 @@ export class Trace {
   }
 }
 
-/** The calls in the order in which they began. */
-function readCalls(file: string): Call[] {
+/** Reads what strace wrote: the calls in the order in which they began. Those that never ended have no result. */
+export function readCalls(file: string): Call[] {
   const calls: Call[] = []
-  const unfinished = new Map<string, { name: string; args: string; begin: number }>()
+  const unfinished = new Map<string, Omit<Call, 'result' | 'end'>>()
   for (const [at, line] of readFileSync(file, 'utf8').split('\n').entries()) {
-    const whole = /^(\d+) +(\w+)\((.*)\) += (.*)$/.exec(line)
-    const begun = /^(\d+) +(\w+)\((.*) <unfinished \.\.\.>$/.exec(line)
-    const resumed = /^(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (.*)$/.exec(line)
+    const whole = /^(?:(\d+) +)?(\w+)\((.*)\) += (.*)$/.exec(line)
+    const begun = /^(?:(\d+) +)?(\w+)\((.*) <unfinished \.\.\.>\)?(?: += .*)?$/.exec(line)
+    const resumed = /^(?:(\d+) +)?<\.\.\. (\w+) resumed>(.*)\) += (.*)$/.exec(line)
     if (whole !== null) {
-      const [, , name = '', args = '', result = ''] = whole
-      calls.push({ name, args, result, begin: at, end: at })
+      const [, thread = '', name = '', args = '', result = ''] = whole
+      calls.push({ thread: Number(thread), name, args, result, begin: at, end: at })
     } else if (begun !== null) {
-      const [, process = '', name = '', args = ''] = begun
-      unfinished.set(process, { name, args, begin: at })
+      const [, thread = '', name = '', args = ''] = begun
+      unfinished.set(thread, { thread: Number(thread), name, args, begin: at })
     } else if (resumed !== null) {
-      const [, process = '', , more = '', result = ''] = resumed
-      const start = unfinished.get(process)
+      const [, thread = '', , more = '', result = ''] = resumed
+      const start = unfinished.get(thread)
       if (start === undefined) continue
       calls.push({ ...start, args: start.args + more, result, end: at })
-      unfinished.delete(process)
+      unfinished.delete(thread)
     }
+  }
+  for (const start of unfinished.values()) {
+    calls.push({ ...start, result: '', end: Number.POSITIVE_INFINITY })
   }
   return calls.sort((one, other) => one.begin - other.begin)
 }

@@ -4,7 +4,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Wire } from './wire.js'
 
-/** Milliseconds that a start may take before it counts as failed. */
+/** Milliseconds that a start may take before it counts as failed, unless told otherwise. */
 const startPatience = 60_000
 
 /** How a server is started. */
@@ -17,6 +17,8 @@ export interface ServerOptions {
   readonly workers: number
   /** Seconds after which an idle upload is expired. */
   readonly expireAfter: number
+  /** Milliseconds that the start may take before it counts as failed. */
+  readonly patience?: number
   /** Further variables. */
   readonly env?: Readonly<Record<string, string>>
 }
@@ -34,6 +36,8 @@ export class StartError extends Error {
 /** A server that runs, and its processes. */
 export interface RunningServer {
   readonly port: number
+  /** The primary process. */
+  readonly pid: number
   readonly workers: number
   /** Milliseconds from the start of the process to its first 200 at /readyz. */
   readonly readyMs: number
@@ -66,10 +70,12 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     })
   })
   try {
-    const port = await listening(child)
-    await ready(port, begin + startPatience)
+    const { patience = startPatience } = options
+    const port = await listening(child, patience)
+    await ready(port, begin + patience)
     return {
       port,
+      pid: child.pid ?? 0,
       workers: options.workers,
       readyMs: performance.now() - begin,
       gone,
@@ -133,11 +139,11 @@ function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
 }
 
 /** The port that the server says it listens on. */
-function listening(child: ChildProcess): Promise<number> {
+function listening(child: ChildProcess, patience: number): Promise<number> {
   return new Promise((resolve, reject) => {
     const { stdout } = child
     if (stdout === null) throw new Error('no pipe')
-    const timer = setTimeout(() => reject(new Error('it says nothing')), startPatience)
+    const timer = setTimeout(() => reject(new Error('it says nothing')), patience)
     createInterface(stdout).on('line', (line) => {
       const port = /listening on http:\/\/127\.0\.0\.1:(\d+)/.exec(line)?.[1]
       if (port === undefined) return

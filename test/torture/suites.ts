@@ -68,6 +68,13 @@ export const suites: readonly Suite[] = [
     isSeeded: false,
   },
   {
+    name: 'sweep',
+    about: 'each system call of each operation: killed there, or the call fails (root, strace)',
+    file: 'torture/sweep.js',
+    quick: ['--quick'],
+    full: [],
+  },
+  {
     name: 'upstream',
     about: 'a mirror whose upstream does everything wrong',
     file: 'torture/upstream.js',

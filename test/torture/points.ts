@@ -1,0 +1,105 @@
+import type { Call } from '../stores/trace.js'
+import type { Scene } from './scene.js'
+import { mutatingCalls, pathOf, type Threads, watch } from './strace.js'
+
+/** One system call of an operation, so described that it is met again when the operation is done again. */
+export interface Point {
+  /** The thread that makes it: see threads.ts. */
+  readonly role: string
+  readonly call: string
+  /** What it is about, from the scene's folder; undefined when its name is a random one. */
+  readonly path: string | undefined
+  /** Which it is of this thread's calls of this name, on this path if there is one: 1 for the first. */
+  readonly nth: number
+  /** Whether it changes what is on the disk, or makes it durable: a file that is opened to be read does not. */
+  readonly isChange: boolean
+}
+
+/** A point for sentences. */
+export function describePoint({ role, call, path, nth }: Point): string {
+  return `${call} ${nth}${path === undefined ? '' : ` of ${path}`} in ${role}`
+}
+
+/** Names that are others each time. */
+const random = /[0-9a-f]{8}-[0-9a-f]{4}-|\/snapshots\/|\/damaged\/|\/quarantine\//
+
+/** Calls that are about the scene's files. */
+function relevantCalls(scene: Scene, calls: readonly Call[]): readonly Call[] {
+  return calls.filter(
+    (call) => pathOf(call)?.startsWith(`${scene.root}/`) === true && !isOfTracer(scene, call),
+  )
+}
+
+/** The log of the server, and the list of its threads: they are the test's own. */
+function isOfTracer(scene: Scene, call: Call): boolean {
+  const path = pathOf(call)
+  return path === scene.log || path?.startsWith(`${scene.root}/threads`) === true
+}
+
+/** Says which points the calls are. @param calls all that were seen, relevant or not */
+export function pointsOf(scene: Scene, calls: readonly Call[], roles: ReadonlyMap<number, string>): Point[] {
+  const relevant = new Set(relevantCalls(scene, calls))
+  const counts = new Map<string, number>()
+  const count = (key: string) => {
+    const value = (counts.get(key) ?? 0) + 1
+    counts.set(key, value)
+    return value
+  }
+  const points: Point[] = []
+  for (const call of calls) {
+    const role = roles.get(call.thread)
+    const path = pathOf(call)
+    const total = count(`${role} ${call.name}`)
+    const onPath = count(`${role} ${call.name} ${path}`)
+    if (!relevant.has(call)) continue
+    if (role === undefined) throw new Error(`nobody knows thread ${call.thread}, which made ${call.name}`)
+    const isRandom = path === undefined || random.test(path)
+    points.push({
+      role,
+      call: call.name,
+      path: isRandom ? undefined : path.slice(scene.root.length + 1),
+      nth: isRandom ? total : onPath,
+      isChange: call.name !== 'openat' || /O_CREAT|O_TRUNC/.test(call.args),
+    })
+  }
+  return points
+}
+
+/** Makes something happen to the call of a point: `signal=SIGKILL` before it, or `error=EIO` in its place. */
+export async function inject(
+  scene: Scene,
+  threads: Threads,
+  point: Point,
+  what: string,
+  isOver?: () => boolean,
+): Promise<Injection> {
+  const id = await threads.find(point.role, isOver)
+  if (id === undefined) return { end: async () => ({ hit: undefined, after: [] }) }
+  const watched = await watch({
+    id,
+    log: `${scene.root}/threads.inject`,
+    calls: point.call,
+    path: point.path === undefined ? undefined : `${scene.root}/${point.path}`,
+    inject: { what, nth: point.nth },
+  })
+  return {
+    async end() {
+      const calls = await watched.end()
+      const at = calls.findIndex(({ result }) => result.includes('(INJECTED)') || /^\??$/.test(result))
+      const hit = calls[at]
+      const isRelevant = hit !== undefined && relevantCalls(scene, [hit]).length > 0
+      return { hit: isRelevant ? hit : undefined, after: at < 0 ? [] : calls.slice(at + 1) }
+    },
+  }
+}
+
+/** Something that is about to happen to a call. */
+export interface Injection {
+  /** To be called when all is over. Tells the call that it happened to, and those of the thread after it. */
+  end(): Promise<{ readonly hit: Call | undefined; readonly after: readonly Call[] }>
+}
+
+/** Records all that a process does from now on. */
+export function record(scene: Scene, id: number): Promise<{ end(): Promise<readonly Call[]> }> {
+  return watch({ id, all: true, log: `${scene.root}/threads.record`, calls: mutatingCalls })
+}

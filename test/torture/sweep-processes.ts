@@ -1,0 +1,143 @@
+import { existsSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Call } from '../stores/trace.js'
+import { inject, type Point, pointsOf, record } from './points.js'
+import type { ProcessOperation } from './process-operations.js'
+import type { Ended, Scene } from './scene.js'
+import { StartError } from './server.js'
+import { pathOf, Threads } from './strace.js'
+import { injectionOf, type Mode } from './sweep-requests.js'
+
+/** Milliseconds for which a server that has started may still be at it. */
+const workPatience = 30_000
+
+/** How a try ended: the process said that it is done, or that it cannot be, or it was killed. */
+interface Outcome {
+  readonly kind: 'done' | 'refused' | 'killed'
+  /** What it said. */
+  readonly said: string
+}
+
+/** Runs the command, or starts the server and lets it run. */
+async function perform(
+  operation: ProcessOperation,
+  scene: Scene,
+  env: Readonly<Record<string, string>>,
+): Promise<Outcome> {
+  const variables = { ...operation.env, ...env }
+  if (operation.words !== undefined) return outcomeOf(await scene.command(operation.words(scene), variables))
+  try {
+    await scene.start(variables)
+  } catch (error) {
+    if (!(error instanceof StartError)) throw error
+    // It ends by a signal when it is killed, which is told as null.
+    return { kind: /ended with null/.test(error.message) ? 'killed' : 'refused', said: error.message }
+  }
+  const deadline = performance.now() + workPatience
+  while (operation.isDone?.(scene) === false && performance.now() < deadline) {
+    if (!(await scene.isAlive())) return { kind: 'killed', said: '' }
+    await delay(20)
+  }
+  const isDone = operation.isDone?.(scene) !== false
+  return { kind: isDone ? 'done' : 'refused', said: isDone ? '' : 'the server runs, but it was not done' }
+}
+
+function outcomeOf({ code, signal, said }: Ended): Outcome {
+  return { kind: signal === 'SIGKILL' ? 'killed' : code === 0 ? 'done' : 'refused', said }
+}
+
+/** Does it with one of its threads under strace, from its first moment on. */
+async function performTraced<T>(
+  operation: ProcessOperation,
+  scene: Scene,
+  role: string,
+  attach: (threads: Threads, isOver: () => boolean) => Promise<T>,
+): Promise<{ readonly outcome: Outcome; readonly attached: T; readonly threads: Threads }> {
+  rmSync(join(scene.root, 'threads.go'), { force: true })
+  const threads = new Threads(join(scene.root, 'threads'))
+  let isOver = false
+  const performing = perform(operation, scene, threads.environment(role)).finally(() => {
+    isOver = true
+  })
+  const attached = await attach(threads, () => isOver)
+  threads.release()
+  return { outcome: await performing, attached, threads }
+}
+
+/** Which points an operation has. */
+export async function pointsOfProcess(operation: ProcessOperation, scene: Scene): Promise<Point[]> {
+  operation.foresee?.(scene)
+  const { outcome, attached, threads } = await performTraced(operation, scene, 'main', async (all) =>
+    record(scene, (await all.find('main')) ?? 0),
+  )
+  const calls = await attached.end()
+  if (outcome.kind !== 'done') throw new Error(`${operation.name} untouched: ${outcome.said}`)
+  await finish(operation, scene)
+  return pointsOf(scene, calls, threads.roles())
+}
+
+/** After an operation that ended well. */
+async function finish(operation: ProcessOperation, scene: Scene): Promise<void> {
+  operation.conclude?.(scene)
+  await operation.check?.(scene, true)
+  if (scene.server === undefined) await scene.start()
+  await scene.stop()
+}
+
+/**
+ * Does the operation, lets it happen to one call, looks what is left, and does it again.
+ * @returns whether the call was met
+ */
+export async function tryProcess(
+  operation: ProcessOperation,
+  scene: Scene,
+  point: Point,
+  mode: Mode,
+): Promise<boolean> {
+  operation.foresee?.(scene)
+  const { outcome, attached } = await performTraced(operation, scene, point.role, (threads, isOver) =>
+    inject(scene, threads, point, injectionOf(mode), isOver),
+  )
+  const { hit } = await attached.end()
+  if (mode === 'kill') {
+    if (hit === undefined || outcome.kind !== 'killed') return false
+    await scene.gone()
+  } else {
+    if (hit === undefined) return false
+    await judgeFault(scene, hit, outcome)
+  }
+  await lookAt(operation, scene)
+  await again(operation, scene)
+  return true
+}
+
+/** A failed call ends in a clear refusal, or does not matter; a failed sync always matters. */
+async function judgeFault(scene: Scene, hit: Call, { kind, said }: Outcome): Promise<void> {
+  if (kind === 'killed') scene.report(`the process was ended by a signal: ${said}`)
+  if (kind === 'refused' && /\n\s+at /.test(said))
+    scene.report(`the refusal is no sentence: ${said.slice(0, 600)}`)
+  if (kind === 'refused' && said.trim() === '') scene.report('it failed without a word')
+  // A log that cannot be folded back into the index when it is closed stays where it is.
+  const isIndex = pathOf(hit)?.startsWith(join(scene.data, 'boathouse.db')) === true
+  if (kind === 'done' && hit.name.endsWith('sync') && !isIndex) {
+    scene.report(`R52 ${hit.name} failed, and all was called well`)
+  }
+  if (scene.server === undefined) return
+  scene.server.stop()
+  await scene.gone()
+}
+
+async function lookAt(operation: ProcessOperation, scene: Scene): Promise<void> {
+  await operation.check?.(scene, false)
+  const isFolder = existsSync(join(scene.data, 'uploads')) && existsSync(join(scene.data, 'boathouse.db'))
+  if (isFolder && operation.isFolderOpen !== true) scene.checkFolder()
+}
+
+/** The same can be done again, and then all is well. */
+async function again(operation: ProcessOperation, scene: Scene): Promise<void> {
+  operation.foresee?.(scene)
+  const { kind, said } = await perform(operation, scene, {})
+  if (kind === 'done') await finish(operation, scene)
+  else scene.report(`I9 it cannot be done again: ${said.slice(0, 600)}`)
+}
