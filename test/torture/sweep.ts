@@ -30,7 +30,7 @@ and checks that nothing acknowledged is lost, that the client is told, and that 
 const quick = {
   operations: ['push', 'chunked-push', 'delete', 'collect', 'migration'],
   modes: ['kill', 'EIO'],
-  most: 3,
+  most: 2,
 }
 
 interface CommandLine {
