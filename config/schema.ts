@@ -11,6 +11,7 @@ import {
   networks,
   path,
   patterns,
+  quotas,
   readListen,
   readUrl,
   readWhole,
@@ -280,6 +281,13 @@ export const schema = z.strictObject({
         ),
     })
     .prefault({}),
+
+  quotas: quotas(100)
+    .prefault([])
+    .describe(
+      'How many bytes repositories may hold together: a repository pattern, an equals sign and a size, such as ' +
+        'team/**=20GiB; pushes that do not fit are refused.',
+    ),
 
   timeouts: z
     .strictObject({

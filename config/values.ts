@@ -145,6 +145,32 @@ export function patterns() {
   })
 }
 
+/** Bytes that the repositories of a pattern may hold together. */
+export interface QuotaConfig {
+  readonly pattern: string
+  /** Bytes. */
+  readonly limit: number
+}
+
+const quotaHint = 'write a repository pattern, an equals sign and a size, such as team/**=20GiB'
+
+/** Quotas, as a list, or as one text with commas between them; each pattern once. */
+export function quotas(most: number) {
+  return listOf(quotaHint, readQuota)
+    .refine((all) => new Set(all.map(({ pattern }) => pattern)).size === all.length, {
+      error: 'write each pattern once',
+    })
+    .refine((all) => all.length <= most, { error: `write ${most} quotas at most` })
+}
+
+function readQuota(text: string): QuotaConfig | undefined {
+  const [pattern = '', written = '', ...more] = text.split('=').map((part) => part.trim())
+  const limit = readQuantity(written, sizeUnits)
+  const isPattern = pattern !== '*' && pattern.length <= 255 && repositoryPattern.test(pattern)
+  const isSize = limit !== undefined && limit <= 1024 * sizeUnits.TiB
+  return isPattern && isSize && more.length === 0 ? { pattern, limit } : undefined
+}
+
 const immutableHint = 'write patterns such as team/**:v* or **:release-*'
 
 /** Patterns of tags in repositories, as a list, or as one text with commas between them. */

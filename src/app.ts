@@ -82,6 +82,7 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const metrics = new Metrics(async () => ({
     ...(await metadata.totals()),
     diskFreeBytes: (await stores.blobs.freeSpace()).bytes,
+    quotas: await stores.quotas.listQuotas(),
   }))
   const audit: Audit = (exchange, event, about) => {
     const user = exchange.caller.identity.name

@@ -19,6 +19,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   verify: async () => (await import('./commands/verify.js')).verify,
   backup: async () => (await import('./commands/backup.js')).backup,
   restore: async () => (await import('./commands/restore.js')).restore,
+  quota: async () => (await import('./commands/quota.js')).quota,
   key: async () => (await import('./commands/key.js')).key,
   health: async () => (await import('./commands/health.js')).health,
 }
@@ -35,6 +36,7 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse verify   [REPOSITORY...]: compare what is stored with its digests
   boathouse backup   DIR: copy everything to another folder, while the server runs
   boathouse restore  DIR | --index [SNAPSHOT]: bring a backup, or an older index, back
+  boathouse quota    [--json]: what is used of each quota
   boathouse key      rotate|list: the keys that sign logins
   boathouse health   whether the server on this machine is alive
 

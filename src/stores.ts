@@ -8,6 +8,7 @@ import { openFsBlobStore } from '../storage/fs-blob-store.js'
 import type { IntegrityStore } from '../storage/integrity-store.js'
 import type { MetadataStore } from '../storage/metadata-store.js'
 import type { MirrorStore } from '../storage/mirror-store.js'
+import type { QuotaStore } from '../storage/quota-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import { DiskGuard } from './registry/disk-guard.js'
 import { GarbageCollector } from './registry/gc.js'
@@ -23,6 +24,7 @@ export interface Stores {
   readonly collection: CollectionStore
   readonly mirrors: MirrorStore
   readonly integrity: IntegrityStore
+  readonly quotas: QuotaStore
   /** What is given up when the disk is full. */
   readonly reserve: Reserve
   close(): Promise<void>
@@ -34,7 +36,7 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
   const reserve = new Reserve(config.data)
   const freeSome = () => reserve.release()
   const opened = await openSqliteStores({ path, onFatal, freeSome })
-  const { metadata, access, collection, mirrors, integrity } = opened
+  const { metadata, access, collection, mirrors, integrity, quotas } = opened
   const blobs = openFsBlobStore(config.data)
   return {
     blobs,
@@ -43,6 +45,7 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
     collection,
     mirrors,
     integrity,
+    quotas,
     reserve,
     async close() {
       await blobs.close()
@@ -68,6 +71,7 @@ export function createUploads(
     ...config.uploads,
     grace: config.gc.grace,
     disk,
+    quotas: stores.quotas,
   })
 }
 

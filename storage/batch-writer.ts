@@ -26,8 +26,8 @@ interface PumpOptions {
   readonly onWritten: (position: number) => void
   /** Whether bytes are written as soon as the writes before them are done, however few they are. */
   readonly isEager?: boolean
-  /** Asked before each chunk is taken: an error ends the pump. */
-  readonly refusal?: (() => Error | undefined) | undefined
+  /** Asked before each chunk is taken (see AppendOptions). */
+  readonly admit?: ((position: number) => Error | Promise<void> | undefined) | undefined
 }
 
 /** How a pump ended: where the file ends now, and why the body did, if it ended early. */
@@ -69,6 +69,7 @@ class Pump {
   #isSettled = false
   #overLimit = false
   #refusal: Error | undefined
+  #isHeld = false
   #failure: Error | undefined
 
   constructor(
@@ -100,13 +101,38 @@ class Pump {
   }
 
   readonly #onData = (chunk: Buffer): void => {
-    this.#refusal = this.#options.refusal?.()
-    if (this.#refusal !== undefined) {
-      this.#body.pause()
-      this.#gathered = 0
-      this.#onEnd()
-      return
-    }
+    const answer = this.#options.admit?.(this.#accepted + chunk.length)
+    if (answer instanceof Error) this.#refuse(answer)
+    else if (answer === undefined) this.#take(chunk)
+    else this.#wait(chunk, answer)
+  }
+
+  /** Holds the body until its next chunk is let in, or refused. */
+  #wait(chunk: Buffer, answer: Promise<void>): void {
+    this.#isHeld = true
+    this.#body.pause()
+    answer.then(
+      () => {
+        this.#isHeld = false
+        if (this.#isEnded) return // the body broke meanwhile: what came before counts
+        this.#take(chunk)
+        if (this.#rest === undefined && !this.#isEnded) this.#body.resume()
+      },
+      (error: Error) => {
+        this.#isHeld = false
+        if (!this.#isEnded) this.#refuse(error)
+      },
+    )
+  }
+
+  #refuse(error: Error): void {
+    this.#refusal = error
+    this.#body.pause()
+    this.#gathered = 0
+    this.#onEnd()
+  }
+
+  #take(chunk: Buffer): void {
     if (this.#accepted + chunk.length > this.#options.limit) {
       this.#overLimit = true
       this.#body.pause()
@@ -173,7 +199,8 @@ class Pump {
     this.#rest = undefined
     if (rest !== undefined) this.#gather(rest)
     if (this.#isEnded && !this.#isWriting) this.#finish()
-    else if (!this.#isEnded && this.#rest === undefined && this.#body.isPaused()) this.#body.resume()
+    else if (!this.#isEnded && this.#rest === undefined && !this.#isHeld && this.#body.isPaused())
+      this.#body.resume()
   }
 
   readonly #onEnd = (): void => {

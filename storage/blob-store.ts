@@ -27,8 +27,11 @@ export interface AppendOptions {
    * soon as they come, in place of the fewest writes.
    */
   readonly onProgress?: (size: number) => void
-  /** Asked with each piece of the body: an error ends the append, and is thrown. */
-  readonly refusal?: () => RegistryError | undefined
+  /**
+   * Asked before each piece of the body is taken, with the position where it ends. A promise holds the body until it
+   * resolves; an error, given or thrown, ends the append, and is thrown.
+   */
+  readonly admit?: (position: number) => RegistryError | Promise<void> | undefined
   /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
   readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }
@@ -93,7 +96,7 @@ export interface BlobStore {
    * @throws RegistryError BLOB_UPLOAD_UNKNOWN when fewer bytes than `offset` are stored: the upload is lost
    * @throws RegistryError BLOB_TOO_LARGE when the body passes the limit: the upload is back at `offset`
    * @throws RegistryError STORAGE_FULL or UNAVAILABLE: the upload is back at `offset`, or lost
-   * @throws what `refusal` gives: the upload is back at `offset`
+   * @throws what `admit` gives or throws: the upload is back at `offset`
    */
   append(uploadId: string, body: Readable | undefined, options: AppendOptions): Promise<AppendResult>
   /** Reads an upload's first `size` bytes and returns their digest. @throws RegistryError BLOB_UPLOAD_UNKNOWN */

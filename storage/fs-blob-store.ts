@@ -142,7 +142,7 @@ class FsBlobStore implements BlobStore {
         options.onProgress?.(position)
       },
       isEager: options.onProgress !== undefined,
-      refusal: options.refusal,
+      admit: options.admit,
     })
     if (pumped.refusal !== undefined) throw pumped.refusal
     if (pumped.overLimit) throw new RegistryError('BLOB_TOO_LARGE')

@@ -1,6 +1,7 @@
 import type { Algorithm, Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
+import type { QuotaUse } from './quota-store.js'
 
 /** An upload session. Times are milliseconds since 1970. */
 export interface Upload {
@@ -72,6 +73,8 @@ export interface Condition {
 export type PutManifestResult =
   | { readonly outcome: 'stored' }
   | { readonly outcome: 'condition-failed' }
+  /** It would exceed this quota. */
+  | { readonly outcome: 'over-quota'; readonly excess: QuotaUse }
   /** A tag that must not move points at another manifest. */
   | { readonly outcome: 'immutable'; readonly tag: Tag }
   /** Required children that the repository does not hold. */
@@ -150,19 +153,27 @@ export interface MetadataStore {
   isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean>
   /** Repositories that link the blob, at most `limit`; none when it is damaged. */
   listBlobRepositories(digest: Digest, limit: number): Promise<RepositoryName[]>
-  /** Gives `repository` the right to a blob that `from` links. False when `from` does not (any more). */
-  mountBlob(repository: RepositoryName, digest: Digest, from: RepositoryName, now: number): Promise<boolean>
+  /**
+   * Gives `repository` the right to a blob that `from` links. False when `from` does not (any more); a quota when that
+   * would exceed it.
+   */
+  mountBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    from: RepositoryName,
+    now: number,
+  ): Promise<boolean | QuotaUse>
   /** Takes the repository's right to a blob away, unless a manifest of the repository needs it. */
   unlinkBlob(repository: RepositoryName, digest: Digest): Promise<'unlinked' | 'unknown' | 'in-use'>
 
   // Upload sessions
 
-  /** Opens a session, unless the repository has `limit` open ones. */
+  /** Opens a session, unless the repository has `limit` open ones, or a quota of it is used up: then gives that. */
   startUpload(
     upload: Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'>,
     limit: number,
     now: number,
-  ): Promise<boolean>
+  ): Promise<boolean | QuotaUse>
   findUpload(id: string): Promise<Upload | undefined>
   /**
    * Takes the upload's turn: until it is given back nobody else appends to it, on any worker. The turn dies

@@ -52,6 +52,39 @@ const mirrorTriggers = `
   END;
 `
 
+/** A repository that a quota counts adds to it what it links and stores, each change by itself. */
+const quotaTriggers = (
+  [
+    ['link_added', 'INSERT ON blob_link', 'new', '+ (SELECT size FROM blob WHERE id = new.blob_id)'],
+    ['link_removed', 'DELETE ON blob_link', 'old', '- (SELECT size FROM blob WHERE id = old.blob_id)'],
+    ['manifest_added', 'INSERT ON manifest', 'new', '+ new.size'],
+    ['manifest_removed', 'DELETE ON manifest', 'old', '- old.size'],
+  ] as const
+)
+  .map(
+    ([name, event, row, change]) =>
+      `CREATE TRIGGER quota_${name} AFTER ${event} WHEN EXISTS (SELECT 1 FROM quota) BEGIN
+         UPDATE quota SET used = used ${change} WHERE pattern IN (
+           SELECT m.pattern FROM repository r JOIN quota_repository m ON m.repository = r.name
+           WHERE r.id = ${row}.repository_id);
+       END;`,
+  )
+  .join('\n')
+
+/** The bytes of an upload count, and those that it may still write. */
+const quotaUploadTriggers = `
+  CREATE TRIGGER quota_upload_changed AFTER UPDATE OF offset, reserved ON upload
+  WHEN max(new.offset, new.reserved) <> max(old.offset, old.reserved) AND EXISTS (SELECT 1 FROM quota) BEGIN
+    UPDATE quota SET used = used + max(new.offset, new.reserved) - max(old.offset, old.reserved)
+    WHERE pattern IN (SELECT pattern FROM quota_repository WHERE repository = new.repository);
+  END;
+  CREATE TRIGGER quota_upload_removed AFTER DELETE ON upload
+  WHEN max(old.offset, old.reserved) > 0 AND EXISTS (SELECT 1 FROM quota) BEGIN
+    UPDATE quota SET used = used - max(old.offset, old.reserved)
+    WHERE pattern IN (SELECT pattern FROM quota_repository WHERE repository = old.repository);
+  END;
+`
+
 /*
  * Digests are kept as text: readable in any SQLite shell, and the tables that repeat them often point at a row
  * by its id instead. `bytes` is the last column of `manifest` so that a query for the other columns does not
@@ -296,6 +329,27 @@ const migrations: readonly Migration[] = [
         problems INTEGER
       ) STRICT;
       INSERT INTO service SELECT 1, NOT EXISTS (SELECT 1 FROM blob), 0, NULL, NULL;
+    `,
+  },
+  {
+    version: 7,
+    sql: `
+      ALTER TABLE upload ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;
+
+      CREATE TABLE quota (
+        pattern TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL,
+        used INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+
+      CREATE TABLE quota_repository (
+        repository TEXT NOT NULL,
+        pattern TEXT NOT NULL REFERENCES quota (pattern) ON DELETE CASCADE,
+        PRIMARY KEY (repository, pattern)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX quota_repository_by_pattern ON quota_repository (pattern);
+      ${quotaTriggers}
+      ${quotaUploadTriggers}
     `,
   },
 ]

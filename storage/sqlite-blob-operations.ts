@@ -65,6 +65,11 @@ export function prepareBlobs(db: Database) {
       return true
     },
 
+    /** Bytes that a mount would add to the repository; undefined when there is nothing to mount, or it has them. */
+    sizeToLink(repository: RepositoryName, digest: Digest, from: RepositoryName): number | undefined {
+      return findLink.get(repository, digest) === undefined ? findLink.get(from, digest)?.size : undefined
+    },
+
     unlinkBlob(repository: RepositoryName, digest: Digest): 'unlinked' | 'unknown' | 'in-use' {
       const row = findLink.get(repository, digest)
       if (row === undefined) return 'unknown'

@@ -134,6 +134,10 @@ export function prepareManifests(db: Database) {
       return { outcome: 'stored' }
     },
 
+    hasManifest(repository: RepositoryName, digest: Digest): boolean {
+      return findId.get(repository, digest) !== undefined
+    },
+
     renewManifest(repository: RepositoryName, digest: Digest, now: number): boolean {
       const id = findId.get(repository, digest)
       if (id === undefined) return false

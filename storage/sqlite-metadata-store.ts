@@ -21,11 +21,13 @@ import type {
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
+import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase } from './sqlite-connection.js'
 import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
+import { SqliteQuotaStore } from './sqlite-quota-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 
@@ -69,6 +71,7 @@ export interface SqliteStores {
   readonly collection: CollectionStore
   readonly mirrors: MirrorStore
   readonly integrity: IntegrityStore
+  readonly quotas: QuotaStore
 }
 
 /**
@@ -84,6 +87,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
     collection: new SqliteCollectionStore(db, writer),
     mirrors: new SqliteMirrorStore(db, writer),
     integrity: new SqliteIntegrityStore(db, writer),
+    quotas: new SqliteQuotaStore(db, writer),
   }
 }
 
@@ -230,7 +234,7 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => queries.blobRepositories.all(digest, limit))
   }
 
-  mountBlob(...args: Parameters<MetadataStore['mountBlob']>): Promise<boolean> {
+  mountBlob(...args: Parameters<MetadataStore['mountBlob']>): ReturnType<MetadataStore['mountBlob']> {
     return this.#writer.run('mountBlob', ...args)
   }
 
@@ -238,7 +242,7 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#writer.run('unlinkBlob', ...args)
   }
 
-  startUpload(...args: Parameters<MetadataStore['startUpload']>): Promise<boolean> {
+  startUpload(...args: Parameters<MetadataStore['startUpload']>): ReturnType<MetadataStore['startUpload']> {
     return this.#writer.run('startUpload', ...args)
   }
 

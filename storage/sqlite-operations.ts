@@ -1,11 +1,14 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
+import type { NewManifest, PutManifestResult } from './metadata-store.js'
+import type { QuotaUse } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
 import { prepareIntegrity } from './sqlite-integrity-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
 import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
+import { prepareQuotas } from './sqlite-quota-operations.js'
 import { prepareUploads } from './sqlite-upload-operations.js'
 
 /**
@@ -42,6 +45,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseBlob',
   'savePosition',
   'recordVerification',
+  'reserve',
   'takeFill',
   'noteFillSize',
   'takeLease',
@@ -86,6 +90,7 @@ export function prepareOperations(db: Database) {
     ...manifests,
     repositoryId: prepareRepositoryId(db),
   })
+  const { findExcess, ...quotas } = prepareQuotas(db)
   // A row that is written as it is would be no write at all, and nothing would be synced.
   const probe = db.prepare('UPDATE probe SET checked_at = max(checked_at + 1, ?)')
   return {
@@ -96,6 +101,24 @@ export function prepareOperations(db: Database) {
     ...prepareCollection(db),
     ...prepareIntegrity(db),
     ...mirrors,
+    ...quotas,
+
+    startUpload(...args: Parameters<typeof uploads.startUpload>): boolean | QuotaUse {
+      return findExcess(args[0].repository, 1) ?? uploads.startUpload(...args)
+    },
+
+    mountBlob(...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse {
+      const [repository, digest, from] = args
+      const size = blobs.sizeToLink(repository, digest, from)
+      const excess = size === undefined ? undefined : findExcess(repository, size)
+      return excess ?? blobs.mountBlob(...args)
+    },
+
+    putManifest(manifest: NewManifest): PutManifestResult {
+      const isNew = !manifests.hasManifest(manifest.repository, manifest.digest)
+      const excess = isNew ? findExcess(manifest.repository, manifest.bytes.byteLength) : undefined
+      return excess === undefined ? manifests.putManifest(manifest) : { outcome: 'over-quota', excess }
+    },
 
     /** Whoever begins with this text is dead: what it held is free. */
     releaseTurns(prefix: string): void {

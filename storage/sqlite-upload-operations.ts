@@ -33,11 +33,15 @@ export function prepareUploads(db: Database) {
   )
   const isGoing = db.prepare('SELECT 1 FROM blob WHERE digest = ? AND holder IS NOT NULL').pluck()
   const save = db.prepare(
-    'UPDATE upload SET offset = ?, digest = ?, used_at = ?, holder = NULL, finishing = NULL WHERE id = ? AND holder = ?',
+    `UPDATE upload SET offset = ?, digest = ?, used_at = ?, holder = NULL, finishing = NULL, reserved = 0
+     WHERE id = ? AND holder = ?`,
   )
-  const release = db.prepare('UPDATE upload SET holder = NULL, finishing = NULL WHERE id = ? AND holder = ?')
+  const release = db.prepare(
+    'UPDATE upload SET holder = NULL, finishing = NULL, reserved = 0 WHERE id = ? AND holder = ?',
+  )
   const releaseAll = db.prepare(
-    'UPDATE upload SET holder = NULL, finishing = NULL WHERE holder >= ? AND substr(holder, 1, length(?)) = ?',
+    `UPDATE upload SET holder = NULL, finishing = NULL, reserved = 0
+     WHERE holder >= ? AND substr(holder, 1, length(?)) = ?`,
   )
   const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
   const repositoryOf = db

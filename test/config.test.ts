@@ -82,6 +82,7 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     mirrors: [],
     proxy: { exceptions: [] },
     disk: { floor: 256 * 1024 ** 2, reserve: 32 * 1024 ** 2 },
+    quotas: [],
     timeouts: { idle: 60_000, shutdown: 30_000 },
   })
   t.notOk('auth' in config, 'the address decides')
@@ -211,6 +212,13 @@ const others: Record<string, { text: string; value: unknown }> = {
   'proxy.exceptions': { text: '.corp,10.0.0.0/8', value: ['*.corp', '10.0.0.0/8'] },
   'disk.floor': { text: '2GiB', value: 2 * 1024 ** 3 },
   'disk.reserve': { text: '64MiB', value: 64 * 1024 ** 2 },
+  quotas: {
+    text: 'team/**=20GiB, ci=1MB',
+    value: [
+      { pattern: 'team/**', limit: 20 * 1024 ** 3 },
+      { pattern: 'ci', limit: 1e6 },
+    ],
+  },
   'timeouts.idle': { text: '90s', value: 90_000 },
   'timeouts.shutdown': { text: '500ms', value: 500 },
 }
@@ -248,6 +256,7 @@ const variables: Record<string, string> = {
   'proxy.exceptions': 'BOATHOUSE_PROXY_EXCEPTIONS',
   'disk.floor': 'BOATHOUSE_DISK_FLOOR',
   'disk.reserve': 'BOATHOUSE_DISK_RESERVE',
+  quotas: 'BOATHOUSE_QUOTAS',
   'timeouts.idle': 'BOATHOUSE_TIMEOUTS_IDLE',
   'timeouts.shutdown': 'BOATHOUSE_TIMEOUTS_SHUTDOWN',
 }
@@ -519,6 +528,7 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'proxy.exceptions': ['http://a.b', '10.0.0.0/33', '"a:0"', '[5]', '["a,b"]', '{a: b}', '~'],
     'disk.floor': ['1', '-1B', 'none', '~'],
     'disk.reserve': ['1', '-1B', 'none', '~'],
+    quotas: ['team', 'team/**=20', '*=1GiB', 'a=1GiB=2', '[a=1MiB, a=2MiB]', '[{ a: 1MiB }]'],
     'timeouts.idle': ['0s', '999ms', '61m', 'never', '~'],
     'timeouts.shutdown': ['0s', '99ms', '61m', 'never', '~'],
   }

@@ -86,6 +86,7 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
     const { prepareAccess } = await import('./prepare-access.js')
     await prepareAccess(config, stores.access, logger)
   }
+  await stores.quotas.setQuotas(config.quotas)
   // Nobody else runs on this folder: whoever held a turn is dead.
   await stores.metadata.releaseTurns('')
   return { folder, stores }

@@ -7,6 +7,8 @@ export interface StoreTotals {
   readonly openUploads: number
   readonly metadataBytes: number
   readonly diskFreeBytes: number
+  /** Bytes, by the patterns of the quotas. */
+  readonly quotas: readonly { readonly pattern: string; readonly limit: number; readonly used: number }[]
   readonly collections: number
   readonly collectedBlobs: number
   readonly collectedBytes: number
@@ -91,6 +93,20 @@ export class Metrics {
     gauge('boathouse_verify_last_problems', problems, (all) => all.verificationProblems)
     const free = 'Bytes that can still be written to the disk of the data folder'
     gauge('boathouse_disk_free_bytes', free, (all) => all.diskFreeBytes)
+    type Quota = StoreTotals['quotas'][number]
+    const quotaGauge = (name: string, help: string, read: (quota: Quota) => number) =>
+      new Gauge({
+        name,
+        help,
+        labelNames: ['quota'] as const,
+        aggregator: 'first',
+        async collect() {
+          this.reset()
+          for (const quota of (await totals()).quotas) this.set({ quota: quota.pattern }, read(quota))
+        },
+      })
+    quotaGauge('boathouse_quota_limit_bytes', 'Bytes that a quota allows', ({ limit }) => limit)
+    quotaGauge('boathouse_quota_used_bytes', 'Bytes that count against a quota', ({ used }) => used)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
   }
 

@@ -5,6 +5,7 @@ import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
+import { overQuota } from './quotas.js'
 
 /** A blob to send. */
 export interface OpenBlob extends BlobReader {
@@ -92,7 +93,7 @@ export class BlobService {
   /**
    * Gives the repository a blob that another one holds, without any bytes sent. False when there is nothing to
    * mount: missing and forbidden sources look the same (protocol UP-91, UP-93).
-   * @throws RegistryError STORAGE_FULL
+   * @throws RegistryError STORAGE_FULL, DENIED when a quota has no room for it
    */
   async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
     if ((await this.#lease(repository, digest)) !== undefined) return true
@@ -102,9 +103,10 @@ export class BlobService {
         ? await this.#metadata.listBlobRepositories(digest, mostMountSources)
         : source.from
     for (const from of candidates) {
-      if (source.mayPull(from) && (await this.#metadata.mountBlob(repository, digest, from, Date.now()))) {
-        return true
-      }
+      if (!source.mayPull(from)) continue
+      const mounted = await this.#metadata.mountBlob(repository, digest, from, Date.now())
+      if (typeof mounted === 'object') throw overQuota(mounted)
+      if (mounted) return true
     }
     return false
   }

@@ -13,6 +13,7 @@ import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/
 import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 import type { PullLog } from './pulls.js'
+import { overQuota } from './quotas.js'
 
 export type { Condition, ManifestHead, Referrer }
 
@@ -120,7 +121,8 @@ export class ManifestService {
   /**
    * Stores a manifest byte for byte, with its tags, in one transaction.
    * @throws RegistryError MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN (an entry per missing digest), DIGEST_INVALID,
-   * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED, STORAGE_FULL
+   * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED, STORAGE_FULL, DENIED for an
+   * immutable tag or a quota that has no room for it
    */
   async putManifest(push: Push): Promise<Pushed> {
     const { repository, reference, bytes } = push
@@ -144,6 +146,8 @@ export class ManifestService {
         return { digest, subject: parsed.subject, tags: extraTags }
       case 'immutable':
         throw immutableTag(result.tag)
+      case 'over-quota':
+        throw overQuota(result.excess)
       case 'condition-failed':
         throw new RegistryError('PRECONDITION_FAILED')
       case 'missing':

@@ -1,13 +1,15 @@
 import { randomUUID } from 'node:crypto'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { AppendResult, BlobStore } from '../../storage/blob-store.js'
+import type { AppendOptions, AppendResult, BlobStore } from '../../storage/blob-store.js'
 import type { MetadataStore, Upload } from '../../storage/metadata-store.js'
+import type { QuotaStore } from '../../storage/quota-store.js'
 import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
+import { overQuota, QuotaRoom } from './quotas.js'
 
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
 const turnPatience = 10_000
@@ -30,6 +32,8 @@ export interface UploadOptions {
   readonly grace: number
   /** Has the last word on bytes. */
   readonly disk: Pick<DiskGuard, 'admit' | 'refusal'>
+  /** Default: there are none. */
+  readonly quotas?: Pick<QuotaStore, 'isLimited' | 'reserve'>
 }
 
 /** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
@@ -37,6 +41,12 @@ export interface UploadKey {
   readonly repository: RepositoryName
   readonly id: string
   readonly owner: string
+}
+
+/** An upload whose turn this holder has. */
+interface Turn {
+  readonly upload: Upload
+  readonly holder: string
 }
 
 /** A body on its way in. */
@@ -70,13 +80,15 @@ export class UploadService {
   /**
    * Opens a session. Cheap: no file is made before the first byte (protocol UP-97).
    * @returns its id, a UUID
-   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones, STORAGE_FULL
+   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones, STORAGE_FULL, DENIED when a quota is used up
    */
   async startUpload(repository: RepositoryName, owner: string, algorithm: Algorithm): Promise<string> {
     await this.#options.disk.admit(0)
     const id = randomUUID()
     const limit = this.#options.maxPerRepository
-    if (!(await this.#metadata.startUpload({ id, repository, owner, algorithm }, limit, Date.now()))) {
+    const started = await this.#metadata.startUpload({ id, repository, owner, algorithm }, limit, Date.now())
+    if (typeof started === 'object') throw overQuota(started)
+    if (!started) {
       throw new RegistryError('TOOMANYREQUESTS', `${limit} uploads are open in this repository already`, {
         retryAfter: 60,
       })
@@ -98,7 +110,7 @@ export class UploadService {
    */
   async appendChunk(key: UploadKey, chunk: Chunk): Promise<number> {
     return this.#withTurn(key, async (upload, holder) => {
-      const appended = await this.#append(upload, chunk, upload.algorithm)
+      const appended = await this.#append({ upload, holder }, chunk, upload.algorithm)
       if (appended.failure === undefined) checkLength(upload, chunk, appended.size)
       const progress = { offset: appended.size, digest: appended.digest }
       if (!(await this.#metadata.saveProgress(key.id, holder, progress, Date.now()))) {
@@ -128,13 +140,9 @@ export class UploadService {
     }
   }
 
-  async #finish(
-    key: UploadKey,
-    digest: Digest,
-    chunk: Chunk,
-    { upload, holder }: { upload: Upload; holder: string },
-  ): Promise<void> {
-    const complete = await this.#appendLast(upload, chunk, digest)
+  async #finish(key: UploadKey, digest: Digest, chunk: Chunk, turn: Turn): Promise<void> {
+    const { holder } = turn
+    const complete = await this.#appendLast(turn, chunk, digest)
     const actual =
       complete.digest !== undefined && algorithmOf(complete.digest) === algorithmOf(digest)
         ? complete.digest
@@ -255,7 +263,7 @@ export class UploadService {
     return upload
   }
 
-  async #append(upload: Upload, chunk: Chunk, algorithm: Algorithm): Promise<AppendResult> {
+  async #append({ upload, holder }: Turn, chunk: Chunk, algorithm: Algorithm): Promise<AppendResult> {
     const limit = this.#options.maxBlobSize
     checkRange(upload, chunk)
     if (upload.offset + (chunk.length ?? 0) > limit) throw new RegistryError('BLOB_TOO_LARGE')
@@ -263,16 +271,38 @@ export class UploadService {
       return { size: upload.offset, digest: upload.digest, failure: undefined }
     }
     const { offset, digest } = upload
-    const { disk } = this.#options
-    if (chunk.open !== undefined) await disk.admit(chunk.length ?? 0)
-    const refusal = () => disk.refusal()
-    return this.#blobs.append(upload.id, chunk.open?.(), { offset, digest, limit, algorithm, refusal })
+    const admit = chunk.open === undefined ? undefined : await this.#admit(upload, holder, chunk.length ?? 0)
+    return this.#blobs.append(upload.id, chunk.open?.(), {
+      offset,
+      digest,
+      limit,
+      algorithm,
+      ...(admit === undefined ? {} : { admit }),
+    })
+  }
+
+  /**
+   * Looks for the room that a body needs, as far as its length is known.
+   * @returns what looks for the rest while it comes in
+   * @throws RegistryError STORAGE_FULL, DENIED when a quota has no room for it
+   */
+  async #admit(upload: Upload, holder: string, length: number): Promise<AppendOptions['admit']> {
+    const { disk, quotas } = this.#options
+    await disk.admit(length)
+    if (!(await quotas?.isLimited(upload.repository))) return () => disk.refusal()
+    const room = new QuotaRoom(async (end) => {
+      const granted = await quotas?.reserve(upload.id, holder, end)
+      return granted ?? { end, excess: undefined }
+    })
+    if (length > 0) await room.claim(upload.offset + length)
+    return (position) => disk.refusal() ?? room.pass(position)
   }
 
   /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */
-  async #appendLast(upload: Upload, chunk: Chunk, digest: Digest): Promise<AppendResult> {
+  async #appendLast(turn: Turn, chunk: Chunk, digest: Digest): Promise<AppendResult> {
+    const { upload } = turn
     const algorithm = upload.offset === 0 ? algorithmOf(digest) : upload.algorithm
-    const appended = await this.#append(upload, chunk, algorithm)
+    const appended = await this.#append(turn, chunk, algorithm)
     if (appended.failure !== undefined) throw brokenBody(appended.failure)
     checkLength(upload, chunk, appended.size)
     return appended

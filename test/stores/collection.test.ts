@@ -201,7 +201,7 @@ t.test('everything else that writes, before and after every step of a collection
   /** Each resolves to whether it has told somebody that the blob is there. */
   const operations: Record<string, (content: Content, tag: string) => Promise<boolean>> = {
     lease: async ({ digest }) => (await metadata.leaseBlob(team, digest, now, 10)) !== undefined,
-    mountBack: ({ digest }) => metadata.mountBlob(team, digest, team, now),
+    mountBack: async ({ digest }) => (await metadata.mountBlob(team, digest, team, now)) === true,
     mountElsewhere: async ({ digest }) => {
       const isMounted = await metadata.mountBlob(other, digest, team, now)
       const isThere = isMounted && existsSync(fileOf(stores, digest))

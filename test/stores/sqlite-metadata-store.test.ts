@@ -65,7 +65,7 @@ function manifest(bytes: Buffer, tag: string): NewManifest {
   }
 }
 
-function startUpload(store: MetadataStore, id: string): Promise<boolean> {
+function startUpload(store: MetadataStore, id: string): ReturnType<MetadataStore['startUpload']> {
   return store.startUpload({ id, repository, owner: '', algorithm: 'sha256' }, 1_000_000, 1)
 }
 

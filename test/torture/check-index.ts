@@ -11,6 +11,27 @@ export function* checkDatabase(db: Database.Database): Generator<string> {
     yield `I7 foreign_key_check of the index: a row of ${row.table} points at no row of ${row.parent}`
   }
   yield* checkJoins(db)
+  yield* checkQuotas(db)
+}
+
+/** I10: what counts against a quota is what the repositories that it counts hold. */
+function* checkQuotas(db: Database.Database): Generator<string> {
+  const rows = db
+    .prepare<[], { pattern: string; used: number; actual: number }>(
+      `SELECT q.pattern, q.used, (
+         SELECT coalesce(sum(
+           (SELECT coalesce(sum(b.size), 0) FROM repository r JOIN blob_link l ON l.repository_id = r.id
+            JOIN blob b ON b.id = l.blob_id WHERE r.name = m.repository)
+           + (SELECT coalesce(sum(size), 0) FROM repository r JOIN manifest f ON f.repository_id = r.id
+              WHERE r.name = m.repository)
+           + (SELECT coalesce(sum(max(offset, reserved)), 0) FROM upload u WHERE u.repository = m.repository)
+         ), 0) FROM quota_repository m WHERE m.pattern = q.pattern) AS actual
+       FROM quota q`,
+    )
+    .all()
+  for (const { pattern, used, actual } of rows) {
+    if (used !== actual) yield `I10 quota ${pattern} counts ${used} bytes, but there are ${actual}`
+  }
 }
 
 /** I2: relations that the foreign keys alone do not prove. */
