@@ -191,8 +191,8 @@ export const mirrorFields = {
   sync: sync
     .optional()
     .describe(
-      'What is to be fetched ahead: images, each with repository, tags and platforms, and a schedule as a cron ' +
-        'expression. It is checked, but nothing acts upon it yet.',
+      'What is to be fetched ahead, by the schedule and by the command mirror sync: images, each with repository, tags ' +
+        'and platforms, and, unless the command alone is to do it, schedule, a cron expression in local time.',
     ),
 }
 

@@ -12,12 +12,13 @@ import { blobHandlers } from './http/blobs.js'
 import { healthHandlers } from './http/health.js'
 import { listHandlers } from './http/lists.js'
 import { manifestHandlers } from './http/manifests.js'
-import { Metrics } from './http/metrics.js'
+import { Metrics, type MirrorTotals } from './http/metrics.js'
 import { noTokenHandlers } from './http/no-token.js'
 import { searchHandlers } from './http/search.js'
 import { createServer } from './http/server.js'
 import { uploadHandlers } from './http/uploads.js'
 import type { MirrorAppOptions } from './mirror-app.js'
+import { listMirrors, totalsOf } from './mirror-states.js'
 import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService, type Blobs } from './registry/blobs.js'
@@ -79,11 +80,14 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   if (mirror !== undefined) disk.useRoomMaker(mirror.makeRoom)
   const blobs: Blobs = mirror?.blobs ?? ownBlobs
   const manifests: Manifests = mirror?.manifests ?? ownManifests
-  const metrics = new Metrics(async () => ({
-    ...(await metadata.totals()),
-    diskFreeBytes: (await stores.blobs.freeSpace()).bytes,
-    quotas: await stores.quotas.listQuotas(),
-  }))
+  const metrics = new Metrics(
+    async () => ({
+      ...(await metadata.totals()),
+      diskFreeBytes: (await stores.blobs.freeSpace()).bytes,
+      quotas: await stores.quotas.listQuotas(),
+    }),
+    mirrorTotals(config, stores),
+  )
   const audit: Audit = (exchange, event, about) => {
     const user = exchange.caller.identity.name
     options.logger.info({ audit: event, user, remote: exchange.address, ...about }, event)
@@ -137,6 +141,15 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       await pulls.close()
       await stores.close()
     },
+  }
+}
+
+/** What the metrics tell of mirrors, where there are any. */
+function mirrorTotals({ mirrors: configs }: Config, { mirrors: store }: Stores) {
+  if (configs.length === 0) return undefined
+  return async (): Promise<readonly MirrorTotals[]> => {
+    const all = await listMirrors(configs, store)
+    return all.filter(({ config }) => config !== undefined).map(totalsOf)
   }
 }
 

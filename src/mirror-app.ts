@@ -2,7 +2,6 @@ import { randomUUID } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { MirrorConfig } from '../config/mirrors.js'
 import type { Config } from '../config/schema.js'
-import type { RuleFilter } from './auth/grants.js'
 import { readCredentials } from './mirror/credentials.js'
 import { Eviction } from './mirror/eviction.js'
 import { boundOf } from './mirror/fill-bound.js'
@@ -12,6 +11,7 @@ import { MirrorManifests } from './mirror/mirror-manifests.js'
 import { Mirror, Mirrors } from './mirror/mirrors.js'
 import { MirrorNames } from './mirror/names.js'
 import { Sharing } from './mirror/sharing.js'
+import { anonymousRuleOf } from './mirror-privacy.js'
 import { parseRepositoryPattern } from './oci/repository-pattern.js'
 import type { BlobService } from './registry/blobs.js'
 import type { ManifestOptions, ManifestService } from './registry/manifests.js'
@@ -92,12 +92,16 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     immutableTags: manifestOptions.immutableTags,
   })
   const timer = setInterval(() => void flush(), noteInterval)
-  const sweeper = setInterval(() => sweeping.run(() => eviction.sweep()), sweepInterval)
+  const sweep = async () => {
+    await store.releaseDeadSync() // what it announced would keep others from the room
+    await eviction.sweep()
+  }
+  const sweeper = setInterval(() => sweeping.run(sweep), sweepInterval)
   sweeping.run(() => eviction.sweep())
   return {
     mirrors,
     names: new MirrorNames(mirrors, store),
-    anonymousRule: anonymousRuleOf(config),
+    anonymousRule: anonymousRuleOf(config.mirrors),
     blobs,
     manifests,
     /** Frees so many bytes, or as many as mirrors can give back. */
@@ -136,7 +140,8 @@ function inBackground({ onError }: MirrorAppOptions, what: string) {
   }
 }
 
-async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirror> {
+/** One mirror with its upstream, which the caller closes. @throws Error for settings that do not go together */
+export async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirror> {
   const credentials = readCredentials(mirror)
   const { http, https, exceptions } = config.proxy
   const idle = mirror.idleTimeout
@@ -166,13 +171,4 @@ async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirro
     onUpstreamDeleted: mirror.onUpstreamDeleted,
     isOpen: credentials === undefined || mirror.public,
   })
-}
-
-/** What needs credentials upstream is not for everybody here, unless a grant says so by name. */
-function anonymousRuleOf(config: Config): RuleFilter {
-  const closed = config.mirrors
-    .filter((mirror) => readCredentials(mirror) !== undefined && !mirror.public)
-    .map(({ name }) => `${name}/`)
-  return (pattern, repository) =>
-    closed.every((prefix) => !repository.startsWith(prefix) || pattern.startsWith(prefix))
 }

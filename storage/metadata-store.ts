@@ -190,7 +190,10 @@ export interface MetadataStore {
   ): Promise<boolean>
   /** Gives the turn back, with nothing changed. */
   releaseTurn(id: string, holder: string): Promise<void>
-  /** Gives back every turn whose holder begins with this text: those holders are dead. */
+  /**
+   * Gives back every turn and lease whose holder begins with this text: those holders are dead. Those of syncs have a
+   * life of their own (see `MirrorStore.releaseDeadSync`).
+   */
   releaseTurns(holderPrefix: string): Promise<void>
   /**
    * The bytes are a blob now: records it, links it to the repository and ends the session. The turn must have

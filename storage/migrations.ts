@@ -352,6 +352,14 @@ const migrations: readonly Migration[] = [
       ${quotaUploadTriggers}
     `,
   },
+  {
+    version: 8,
+    sql: `
+      ALTER TABLE mirror ADD COLUMN evicted_blobs INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE mirror ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE mirror ADD COLUMN sync TEXT;
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

@@ -3,6 +3,15 @@ import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import type { NewManifest, PutManifestResult, StoredManifest, Upload } from './metadata-store.js'
 
 /**
+ * The name of processes that fetch ahead: what they hold lives as long as they do, beside and without a server (see
+ * {@link MirrorStore.startSync}).
+ */
+export const syncProcess = 'sync'
+
+/** What the names of their holders begin with. */
+export const syncHolder = `${syncProcess}:`
+
+/**
  * What a repository is: `local` holds what was pushed here, `mirrored` what came from an upstream. A repository
  * that holds nothing is `absent`.
  */
@@ -66,9 +75,14 @@ export interface MirrorState extends MirrorCounts {
   /** Distinct blobs and their bytes. */
   readonly blobs: number
   readonly bytes: number
-  /** What the servers last said of the upstream, as JSON; undefined when none did. */
+  /** Blobs, and their bytes, that made room for others. */
+  readonly evictedBlobs: number
+  readonly evictedBytes: number
+  /** What the processes last learnt of the upstream, as JSON; undefined when none did. */
   readonly health: string | undefined
   readonly healthAt: number | undefined
+  /** What the last sync did, as JSON; undefined when there was none. */
+  readonly sync: string | undefined
 }
 
 /** A blob that a mirror holds. */
@@ -123,9 +137,25 @@ export interface MirrorStore {
   takeLease(key: string, holder: string): Promise<boolean>
   releaseLease(key: string, holder: string): Promise<void>
 
+  /**
+   * Begins a sync, of which there is one at a time in a data folder. What it takes in the name {@link syncProcess} is
+   * its own until {@link endSync}, or until its process ends, whatever servers do meanwhile; what syncs that died held
+   * is given back.
+   * @returns false while another sync is at work
+   */
+  startSync(): Promise<boolean>
+  endSync(): Promise<void>
+  /** Gives back what syncs that died held. */
+  releaseDeadSync(): Promise<void>
+  /** Replaces what is said of a mirror's last sync. Not durable. */
+  noteSync(mirror: string, text: string): Promise<void>
+
   /** Notes that blobs were read, at most 1,000 in one call. Not durable: what is lost only ages a blob. */
   noteUses(mirror: string, digests: readonly Digest[], now: number): Promise<void>
-  /** Adds to a mirror's counts and replaces what is said of its health. Not durable. */
+  /**
+   * Adds to a mirror's counts and, unless somebody has said something newer, to what is known of its health: members
+   * of the JSON object take the place of those of that name, and null removes them. Not durable.
+   */
   noteWork(
     mirror: string,
     counts: MirrorCounts,

@@ -268,7 +268,7 @@ class SqliteMetadataStore implements MetadataStore {
   }
 
   releaseTurns(...args: Parameters<MetadataStore['releaseTurns']>): Promise<void> {
-    return this.#writer.run('releaseTurns', ...args)
+    return this.#writer.run('releaseServerTurns', ...args)
   }
 
   finishUpload(...args: Parameters<MetadataStore['finishUpload']>): Promise<boolean> {

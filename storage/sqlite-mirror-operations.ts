@@ -89,7 +89,10 @@ function prepareClaim(db: Database, base: Base) {
 function prepareMirrorNotes(db: Database) {
   const takeLease = db.prepare('INSERT INTO lease (key, holder) VALUES (?, ?) ON CONFLICT (key) DO NOTHING')
   const dropLease = db.prepare('DELETE FROM lease WHERE key = ? AND holder = ?')
-  const dropLeases = db.prepare('DELETE FROM lease WHERE holder >= ? AND substr(holder, 1, length(?)) = ?')
+  const dropLeases = db.prepare<{ prefix: string; except: string }>(
+    `DELETE FROM lease WHERE holder >= :prefix AND substr(holder, 1, length(:prefix)) = :prefix
+       AND (:except = '' OR substr(holder, 1, length(:except)) <> :except)`,
+  )
   const use = db.prepare(
     `UPDATE mirror_blob SET used_at = max(used_at, :now)
      WHERE mirror = :mirror AND blob_id IN (
@@ -102,7 +105,12 @@ function prepareMirrorNotes(db: Database) {
        hits = hits + excluded.hits, misses = misses + excluded.misses,
        bytes_fetched = bytes_fetched + excluded.bytes_fetched,
        bytes_saved = bytes_saved + excluded.bytes_saved,
-       health = coalesce(excluded.health, health), health_at = coalesce(excluded.health_at, health_at)`,
+       health = CASE WHEN excluded.health_at >= coalesce(health_at, 0)
+         THEN json_patch(coalesce(health, '{}'), excluded.health) ELSE health END,
+       health_at = max(coalesce(health_at, 0), coalesce(excluded.health_at, health_at, 0))`,
+  )
+  const sync = db.prepare(
+    'INSERT INTO mirror (name, sync) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET sync = excluded.sync',
   )
   return {
     takeLease(key: string, holder: string): boolean {
@@ -113,9 +121,12 @@ function prepareMirrorNotes(db: Database) {
       dropLease.run(key, holder)
     },
 
-    /** Leases whose holder begins with this text. */
-    releaseLeases(prefix: string): void {
-      dropLeases.run(prefix, prefix, prefix)
+    /**
+     * Leases whose holder begins with this text.
+     * @param except the beginning of holders that keep theirs; '' for none
+     */
+    releaseLeases(prefix: string, except: string): void {
+      dropLeases.run({ prefix, except })
     },
 
     noteUses(mirror: string, digests: readonly Digest[], now: number): void {
@@ -129,17 +140,35 @@ function prepareMirrorNotes(db: Database) {
     ): void {
       work.run({ name: mirror, ...counts, health: health?.text ?? null, healthAt: health?.at ?? null })
     },
+
+    noteSync(mirror: string, text: string): void {
+      sync.run(mirror, text)
+    },
   }
 }
 
 function prepareEviction(db: Database) {
+  const sizeOf = db
+    .prepare<{ mirror: string; digest: Digest }, number>(
+      `SELECT m.size FROM mirror_blob m JOIN blob b ON b.id = m.blob_id
+       WHERE m.mirror = :mirror AND b.digest = :digest`,
+    )
+    .pluck()
+  const count = db.prepare(
+    'UPDATE mirror SET evicted_blobs = evicted_blobs + 1, evicted_bytes = evicted_bytes + ? WHERE name = ?',
+  )
   const unlink = db.prepare(
     `DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = :digest)
        AND repository_id IN (SELECT id FROM repository WHERE mirror = :mirror)`,
   )
   return {
     evict(mirror: string, digests: readonly Digest[]): number {
-      return digests.filter((digest) => unlink.run({ mirror, digest }).changes > 0).length
+      return digests.filter((digest) => {
+        const size = sizeOf.get({ mirror, digest })
+        if (unlink.run({ mirror, digest }).changes === 0) return false
+        count.run(size ?? 0, mirror)
+        return true
+      }).length
     },
   }
 }

@@ -1,17 +1,21 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import type { StoredManifest } from './metadata-store.js'
-import type {
-  Fill,
-  MirroredBlob,
-  MirroredManifest,
-  MirrorRoom,
-  MirrorState,
-  MirrorStore,
-  RepositoryKind,
+import {
+  type Fill,
+  type MirroredBlob,
+  type MirroredManifest,
+  type MirrorRoom,
+  type MirrorState,
+  type MirrorStore,
+  type RepositoryKind,
+  syncHolder,
 } from './mirror-store.js'
 import { releaseDeadCollector } from './sqlite-collection-store.js'
+import type { Lock } from './sqlite-lock.js'
+import { lockSync, releaseDeadSync } from './sqlite-sync-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
 
 interface TaggedRow {
@@ -21,6 +25,12 @@ interface TaggedRow {
   checkedAt: number | null
   mirror: string | null
   bytes: Uint8Array
+}
+
+interface StateRow extends Omit<MirrorState, 'health' | 'healthAt' | 'sync'> {
+  health: string | null
+  healthAt: number | null
+  sync: string | null
 }
 
 function prepareQueries(db: Database.Database) {
@@ -41,15 +51,14 @@ function prepareQueries(db: Database.Database) {
        FROM repository r JOIN manifest_child c ON c.repository_id = r.id
        JOIN manifest m ON m.id = c.manifest_id WHERE r.name = ? AND c.digest = ? LIMIT ?`,
     ),
-    fill: db.prepare<[string], { size: number | null; isHeld: number }>(
-      'SELECT size, holder IS NOT NULL AS isHeld FROM upload WHERE id = ?',
+    fill: db.prepare<[string], { size: number | null; holder: string | null }>(
+      'SELECT size, holder FROM upload WHERE id = ?',
     ),
-    states: db.prepare<
-      [],
-      Omit<MirrorState, 'health' | 'healthAt'> & { health: string | null; healthAt: number | null }
-    >(
-      `SELECT name, blobs, bytes, hits, misses, bytes_fetched AS bytesFetched, bytes_saved AS bytesSaved, health,
-         health_at AS healthAt FROM mirror ORDER BY name`,
+    leaseHolder: db.prepare<[string], string>('SELECT holder FROM lease WHERE key = ?').pluck(),
+    states: db.prepare<[], StateRow>(
+      `SELECT name, blobs, bytes, hits, misses, bytes_fetched AS bytesFetched, bytes_saved AS bytesSaved,
+         evicted_blobs AS evictedBlobs, evicted_bytes AS evictedBytes, health, nullif(health_at, 0) AS healthAt, sync
+       FROM mirror ORDER BY name`,
     ),
     used: db.prepare<[string], number>('SELECT bytes FROM mirror WHERE name = ?').pluck(),
     room: db.prepare<{ mirror: string | null; except: string; budget: number }, MirrorRoom>(
@@ -73,6 +82,7 @@ function prepareQueries(db: Database.Database) {
 export class SqliteMirrorStore implements MirrorStore {
   readonly #queries: ReturnType<typeof prepareQueries>
   readonly #writer: Writer
+  #syncLock: Lock | undefined
 
   constructor(db: Database.Database, writer: Writer) {
     this.#queries = prepareQueries(db)
@@ -126,23 +136,69 @@ export class SqliteMirrorStore implements MirrorStore {
     return this.#writer.run('noteFillSize', ...args)
   }
 
-  findFill(id: string): Promise<Fill | undefined> {
-    return this.#read((queries) => {
-      const row = queries.fill.get(id)
-      return row === undefined ? undefined : { size: row.size ?? undefined, isHeld: row.isHeld === 1 }
-    })
+  async findFill(id: string): Promise<Fill | undefined> {
+    const find = () => this.#read((queries) => queries.fill.get(id))
+    let row = await find()
+    if (row?.holder?.startsWith(syncHolder)) {
+      await releaseDeadSync(this.#writer)
+      row = await find()
+    }
+    return row === undefined ? undefined : { size: row.size ?? undefined, isHeld: row.holder !== null }
   }
 
   linkMirrored(...args: Parameters<MirrorStore['linkMirrored']>): Promise<boolean> {
     return this.#writer.run('linkMirrored', ...args)
   }
 
-  takeLease(...args: Parameters<MirrorStore['takeLease']>): Promise<boolean> {
-    return this.#writer.run('takeLease', ...args)
+  async takeLease(...args: Parameters<MirrorStore['takeLease']>): Promise<boolean> {
+    if (await this.#writer.run('takeLease', ...args)) return true
+    const [key] = args
+    const holder = await this.#read((queries) => queries.leaseHolder.get(key))
+    if (holder?.startsWith(syncHolder)) await this.releaseDeadSync()
+    return false
   }
 
   releaseLease(...args: Parameters<MirrorStore['releaseLease']>): Promise<void> {
     return this.#writer.run('releaseLease', ...args)
+  }
+
+  /** Whoever looks whether a sync is alive holds its lock for a moment: so one try is not enough. */
+  async startSync(): Promise<boolean> {
+    if (this.#syncLock !== undefined) return false
+    for (let tries = 0; tries < 5 && this.#syncLock === undefined; tries++) {
+      if (tries > 0) await delay(10)
+      this.#syncLock = lockSync(this.#writer.path)
+    }
+    if (this.#syncLock === undefined) return false
+    try {
+      await this.#writer.run('releaseTurns', syncHolder)
+      return true
+    } catch (error) {
+      this.#unlockSync()
+      throw error
+    }
+  }
+
+  /** What is still held is given back with the lock in hand: the next sync's own must not be taken for it. */
+  async endSync(): Promise<void> {
+    try {
+      await this.#writer.run('releaseTurns', syncHolder)
+    } finally {
+      this.#unlockSync()
+    }
+  }
+
+  #unlockSync(): void {
+    this.#syncLock?.release()
+    this.#syncLock = undefined
+  }
+
+  releaseDeadSync(): Promise<void> {
+    return releaseDeadSync(this.#writer)
+  }
+
+  noteSync(...args: Parameters<MirrorStore['noteSync']>): Promise<void> {
+    return this.#writer.run('noteSync', ...args)
   }
 
   noteUses(...args: Parameters<MirrorStore['noteUses']>): Promise<void> {
@@ -159,6 +215,7 @@ export class SqliteMirrorStore implements MirrorStore {
         ...row,
         health: row.health ?? undefined,
         healthAt: row.healthAt ?? undefined,
+        sync: row.sync ?? undefined,
       })),
     )
   }

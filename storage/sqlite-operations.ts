@@ -1,6 +1,7 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { NewManifest, PutManifestResult } from './metadata-store.js'
+import { syncHolder } from './mirror-store.js'
 import type { QuotaUse } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
@@ -26,6 +27,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'takeTurn',
   'releaseTurn',
   'releaseTurns',
+  'releaseServerTurns',
   'removeUpload',
   'renewBlob',
   'renewManifest',
@@ -52,6 +54,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'releaseLease',
   'noteUses',
   'noteWork',
+  'noteSync',
 ])
 
 /**
@@ -122,8 +125,14 @@ export function prepareOperations(db: Database) {
 
     /** Whoever begins with this text is dead: what it held is free. */
     releaseTurns(prefix: string): void {
-      uploads.releaseTurns(prefix)
-      mirrors.releaseLeases(prefix)
+      uploads.releaseTurns(prefix, '')
+      mirrors.releaseLeases(prefix, '')
+    },
+
+    /** The same without those who may outlive a server. */
+    releaseServerTurns(prefix: string): void {
+      uploads.releaseTurns(prefix, syncHolder)
+      mirrors.releaseLeases(prefix, syncHolder)
     },
 
     finishUpload(

@@ -39,9 +39,10 @@ export function prepareUploads(db: Database) {
   const release = db.prepare(
     'UPDATE upload SET holder = NULL, finishing = NULL, reserved = 0 WHERE id = ? AND holder = ?',
   )
-  const releaseAll = db.prepare(
+  const releaseAll = db.prepare<{ prefix: string; except: string }>(
     `UPDATE upload SET holder = NULL, finishing = NULL, reserved = 0
-     WHERE holder >= ? AND substr(holder, 1, length(?)) = ?`,
+     WHERE holder >= :prefix AND substr(holder, 1, length(:prefix)) = :prefix
+       AND (:except = '' OR substr(holder, 1, length(:except)) <> :except)`,
   )
   const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
   const repositoryOf = db
@@ -89,8 +90,9 @@ export function prepareUploads(db: Database) {
       release.run(id, holder)
     },
 
-    releaseTurns(prefix: string): void {
-      releaseAll.run(prefix, prefix, prefix)
+    /** @param except the beginning of holders that keep theirs; '' for none */
+    releaseTurns(prefix: string, except: string): void {
+      releaseAll.run({ prefix, except })
     },
 
     removeUpload(id: string, holder: string | undefined): boolean {

@@ -135,8 +135,15 @@ t.test('every error is in the operations page with its code and status, and no o
 })
 
 t.test('every metric is in the operations page with its type and labels, and no other is', async (t) => {
-  const server = await startServer(t)
+  const mirrors = [{ name: 'docker.io', url: 'http://127.0.0.1:1', budget: '1GiB' }]
+  const server = await startServer(t, { config: { mirrors } })
   await server.request('GET', '/v2/')
+  // A mirror that has been asked, limited and synced: each metric has a value then.
+  const db = new Database(join(server.data, 'boathouse.db'))
+  const health = JSON.stringify({ answeredAt: 1, rateLimit: { limit: 100, remaining: 5 } })
+  const sync = JSON.stringify({ endedAt: 1, images: 2, complete: 1 })
+  db.prepare('INSERT INTO mirror (name, health, sync) VALUES (?, ?, ?)').run('docker.io', health, sync)
+  db.close()
   const { text } = await server.request('GET', '/metrics')
   const types = [...text.matchAll(/^# TYPE (boathouse_\w+) (\w+)$/gm)].map(([, name = '', type]) => {
     const sample = new RegExp(`^${name}(?:_bucket)?\\{(.*)\\} `, 'm').exec(text)

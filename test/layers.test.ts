@@ -29,7 +29,7 @@ interface Room {
 const oci = /^src\/oci\//
 const config = /^config\//
 const ports = /^storage\/(?:blob|metadata|access|collection|mirror|integrity|quota)-store\.ts$/
-const composition = /^src\/(?:app|stores|token-app|mirror-app|mending)\.ts$/
+const composition = /^src\/(?:app|stores|token-app|mending|mirror-(?:app|sync-app|states|privacy))\.ts$/
 const version = /^src\/version\.ts$/
 
 const rooms: readonly Room[] = [

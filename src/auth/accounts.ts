@@ -1,5 +1,5 @@
 import { createHmac, randomBytes } from 'node:crypto'
-import type { AccessStore, AccessToken, User } from '../../storage/access-store.js'
+import type { AccessStore, AccessToken, Grant, User } from '../../storage/access-store.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { isSecretOf, parseAccessToken } from './access-tokens.js'
 import { type Action, type RuleFilter, RuleSet } from './grants.js'
@@ -40,6 +40,8 @@ interface Rights {
   readonly version: number
   readonly user: User | undefined
   readonly rules: RuleSet
+  /** Those of the rules that are not everybody's. */
+  readonly own: RuleSet
 }
 
 /** Hears of every password that was compared: one that is remembered is not compared again. */
@@ -163,17 +165,16 @@ export class Accounts {
   }
 
   async #account(name: string, token: AccessToken | undefined): Promise<Account> {
-    const { user, rules, version } = await this.#rightsOf(name)
+    const { user, rules, own, version } = await this.#rightsOf(name)
     const limits = token === undefined ? undefined : new RuleSet(token.scopes)
     const everybody = (await this.#rightsOf('')).rules
-    const counts = name === '' ? this.#anonymousRule : undefined
     return {
       name,
       epoch: user?.epoch ?? 0,
       accessToken: token?.id,
       version,
       may: (action, repository) =>
-        ((user?.isAdmin === true || rules.allows(action, repository, counts)) &&
+        ((user?.isAdmin === true || own.allows(action, repository)) &&
           (limits === undefined || limits.allows(action, repository))) ||
         everybody.allows(action, repository, this.#anonymousRule),
       mayAdminister: (repository) =>
@@ -190,10 +191,14 @@ export class Accounts {
       name === '' ? undefined : this.#store.findUser(name),
       this.#store.listGrantsFor(name === '' ? undefined : name),
     ])
-    const rules = new RuleSet(
-      grants.map(({ pattern, permission }) => ({ pattern, permissions: [permission] })),
-    )
-    const rights = { version, user, rules }
+    const toRules = (some: readonly Grant[]) =>
+      new RuleSet(some.map(({ pattern, permission }) => ({ pattern, permissions: [permission] })))
+    const rights = {
+      version,
+      user,
+      rules: toRules(grants),
+      own: toRules(grants.filter(({ subject }) => subject.kind !== 'anonymous')),
+    }
     this.#rights.set(name, rights)
     return rights
   }

@@ -1,6 +1,9 @@
 import { writeFile } from 'node:fs/promises'
+import type { MirrorConfig } from '../../config/mirrors.js'
+import type { Config } from '../../config/schema.js'
 import type { Grant, User } from '../../storage/access-store.js'
 import { actions, RuleSet } from '../auth/grants.js'
+import { isPrivate, reachesMirror } from '../mirror-privacy.js'
 import { isRepositoryName } from '../oci/reference.js'
 import { type Access, currentAccess, formatAccess } from './access-file.js'
 import { parseAccess } from './access-reader.js'
@@ -65,24 +68,55 @@ async function explain(args: readonly string[]): Promise<number> {
     const user = isAnonymous ? undefined : await place.access.findUser(name)
     if (!isAnonymous && user === undefined) throw unknownUser(name)
     const grants = await place.access.listGrantsFor(isAnonymous ? undefined : name)
-    for (const line of explanations(user, grants, repository)) say(line)
+    const mirror = mirrorOf(place.config, repository)
+    const isClosed = mirror !== undefined && isPrivate(mirror)
+    for (const line of explanations(user, grants, repository, isClosed ? mirror.name : undefined)) say(line)
+    if (mirror !== undefined) note(describeMirror(mirror, isClosed))
     if (place.config.auth === 'none')
       note('The setting auth is none: the server asks nobody, and everybody may do everything.')
     return 0
   })
 }
 
-/** A line for each action. */
-function explanations(user: User | undefined, grants: readonly Grant[], repository: string): string[] {
-  const rules = new RuleSet(
-    grants.map((grant) => ({ pattern: grant.pattern, permissions: [grant.permission], grant })),
-  )
+/**
+ * A line for each action.
+ * @param closed the mirror that the repository belongs to, where its upstream asks for credentials
+ */
+function explanations(
+  user: User | undefined,
+  grants: readonly Grant[],
+  repository: string,
+  closed: string | undefined,
+): string[] {
+  const toRules = (some: readonly Grant[]) =>
+    new RuleSet(some.map((grant) => ({ pattern: grant.pattern, permissions: [grant.permission], grant })))
+  const counts = (grant: Grant) =>
+    closed === undefined || grant.subject.kind !== 'anonymous' || reachesMirror(grant.pattern, closed)
+  const rules = toRules(grants.filter(counts))
+  const others = toRules(grants.filter((grant) => !counts(grant)))
   return actions.map((action) => {
     if (user?.isDisabled === true) return `${action}: no: user ${user.name} is disabled`
     if (user?.isAdmin === true) return `${action}: yes: user is an admin`
     const rule = rules.find(action, repository)
-    return rule === undefined ? `${action}: no: no grant fits` : `${action}: yes: ${formatGrant(rule.grant)}`
+    if (rule !== undefined) return `${action}: yes: ${formatGrant(rule.grant)}`
+    const lost = others.find(action, repository)
+    if (lost === undefined) return `${action}: no: no grant fits`
+    return `${action}: no: ${formatGrant(lost.grant)} does not name ${closed}, a mirror with credentials`
   })
+}
+
+function mirrorOf({ mirrors }: Config, repository: string): MirrorConfig | undefined {
+  return mirrors.find(({ name }) => repository.startsWith(`${name}/`))
+}
+
+/** What holds whatever grants say. */
+function describeMirror({ name }: MirrorConfig, isClosed: boolean): string {
+  const changes = `What ${name} mirrors takes no pushes from anybody, and deletes only from those who have admin there.`
+  if (!isClosed) return changes
+  return (
+    `${name} asks its upstream with credentials: what they open is for everybody only where a grant to anonymous begins ` +
+    `with ${name}/, or the mirror's setting public is true. ${changes}`
+  )
 }
 
 async function write(args: readonly string[]): Promise<number> {

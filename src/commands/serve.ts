@@ -10,6 +10,7 @@ import { version } from '../version.js'
 import { startCollecting } from './collecting.js'
 import { exitCodes } from './exit-codes.js'
 import { createLogger, flushLogger } from './logger.js'
+import { startSyncing } from './mirror-syncing.js'
 import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
 import { startVerifying } from './verifying.js'
@@ -55,12 +56,14 @@ export async function serve(config: Config): Promise<number> {
     const server = await startServer(config, pool, logger)
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
     const stopVerifying = startVerifying(createVerifying(config, stores, logger), config, logger)
+    const stopSyncing = startSyncing(stores, config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     const stopWatching = watchDisk(stores, config, logger)
     announce(config, server.address)
     await stopSignal(logger)
     await server.stop()
     await stopWatching()
+    await stopSyncing()
     await stopSnapshots()
     await stopVerifying()
     await stopCollecting()
@@ -87,8 +90,9 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
     await prepareAccess(config, stores.access, logger)
   }
   await stores.quotas.setQuotas(config.quotas)
-  // Nobody else runs on this folder: whoever held a turn is dead.
+  // Nobody else serves this folder: whoever held a turn is dead, but for a sync that may be at work.
   await stores.metadata.releaseTurns('')
+  await stores.mirrors.releaseDeadSync()
   return { folder, stores }
 }
 

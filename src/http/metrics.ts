@@ -19,6 +19,26 @@ export interface StoreTotals {
   readonly verificationProblems: number
 }
 
+/** What one mirror has done, holds, and knows of its upstream. Times are in seconds since 1970. */
+export interface MirrorTotals {
+  readonly name: string
+  readonly hits: number
+  readonly misses: number
+  readonly bytesFetched: number
+  readonly bytesSaved: number
+  readonly evictedBlobs: number
+  readonly evictedBytes: number
+  readonly bytes: number
+  /** Undefined, here and below, for what there is not. */
+  readonly budget: number | undefined
+  readonly isUp: boolean | undefined
+  readonly isBreakerOpen: boolean
+  readonly rateLimit: number | undefined
+  readonly rateRemaining: number | undefined
+  readonly syncedAt: number | undefined
+  readonly syncFailures: number | undefined
+}
+
 /** One answered request. Its labels come from short fixed lists, so that the series stay few. */
 export interface Observation {
   /** Name of the endpoint's handler; `none` for paths that nothing serves. */
@@ -51,7 +71,8 @@ export class Metrics {
   /** Looking up a label set costs more than counting: each is looked up once. */
   readonly #children = new Map<string, { count: () => void; observe: (seconds: number) => void }>()
 
-  constructor(totals: () => Promise<StoreTotals>) {
+  /** @param mirrors of the configuration, which bounds their number; undefined when there are none */
+  constructor(totals: () => Promise<StoreTotals>, mirrors?: () => Promise<readonly MirrorTotals[]>) {
     collectDefaultMetrics()
     const gauge = (name: string, help: string, read: (totals: StoreTotals) => number) =>
       new Gauge({
@@ -108,6 +129,7 @@ export class Metrics {
     quotaGauge('boathouse_quota_limit_bytes', 'Bytes that a quota allows', ({ limit }) => limit)
     quotaGauge('boathouse_quota_used_bytes', 'Bytes that count against a quota', ({ used }) => used)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
+    if (mirrors !== undefined) describeMirrors(mirrors)
   }
 
   observe(observation: Observation): void {
@@ -131,6 +153,61 @@ export class Metrics {
   async text(): Promise<{ contentType: string; text: string }> {
     return { contentType: register.contentType, text: await register.metrics() }
   }
+}
+
+/** A series for each mirror, of what the store knows: every worker sees the same. */
+function describeMirrors(mirrors: () => Promise<readonly MirrorTotals[]>): void {
+  type Read = (mirror: MirrorTotals) => number | undefined
+  const labelNames = ['mirror'] as const
+  const aggregator = 'first'
+  const counter = (name: string, help: string, read: Read) =>
+    new Counter({
+      name: `boathouse_mirror_${name}`,
+      help,
+      labelNames,
+      aggregator,
+      async collect() {
+        const all = await mirrors()
+        this.reset()
+        for (const mirror of all) this.inc({ mirror: mirror.name }, read(mirror))
+      },
+    })
+  const gauge = (name: string, help: string, read: Read) =>
+    new Gauge({
+      name: `boathouse_mirror_${name}`,
+      help,
+      labelNames,
+      aggregator,
+      async collect() {
+        const all = await mirrors()
+        this.reset()
+        for (const mirror of all) {
+          const value = read(mirror)
+          if (value !== undefined) this.set({ mirror: mirror.name }, value)
+        }
+      },
+    })
+  counter('hits_total', 'Requests that a mirror answered from here', (one) => one.hits)
+  counter('misses_total', 'Requests for which it had to ask upstream', (one) => one.misses)
+  counter('fetched_bytes_total', 'Bytes that came from upstream', (one) => one.bytesFetched)
+  counter('saved_bytes_total', 'Bytes that were sent without fetching them', (one) => one.bytesSaved)
+  counter('evicted_blobs_total', 'Blobs that made room for others', (one) => one.evictedBlobs)
+  counter('evicted_bytes_total', 'Bytes of these blobs', (one) => one.evictedBytes)
+  gauge('held_bytes', 'Bytes of the blobs that it holds', (one) => one.bytes)
+  gauge('budget_bytes', 'Bytes that it may hold, where that is bounded', (one) => one.budget)
+  gauge('upstream_up', '1 when its upstream answered the last request, 0 when not', (one) =>
+    toNumber(one.isUp),
+  )
+  const open = '1 while its upstream is not asked, since it failed again and again'
+  gauge('breaker_open', open, (one) => toNumber(one.isBreakerOpen))
+  gauge('ratelimit_limit', 'Requests that its upstream allows', (one) => one.rateLimit)
+  gauge('ratelimit_remaining', 'Requests of these that are left', (one) => one.rateRemaining)
+  gauge('last_sync_seconds', 'When its last sync ended, in seconds since 1970', (one) => one.syncedAt)
+  gauge('last_sync_failures', 'Images that were not whole after it', (one) => one.syncFailures)
+}
+
+function toNumber(value: boolean | undefined): number | undefined {
+  return value === undefined ? undefined : Number(value)
 }
 
 /** Answers the primary process when it collects the metrics of all workers. */

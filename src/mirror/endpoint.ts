@@ -44,7 +44,8 @@ export class Endpoint {
   readonly #options: EndpointOptions
   readonly #breaker = new Breaker()
   readonly #auth: UpstreamAuth
-  #failure: string | undefined
+  #failure: { readonly message: string; readonly at: number } | undefined
+  #answeredAt: number | undefined
 
   constructor(options: EndpointOptions) {
     this.#options = options
@@ -61,9 +62,14 @@ export class Endpoint {
     return this.#breaker.retryAt
   }
 
-  /** The last failure, in words. */
-  get failure(): string | undefined {
+  /** The last failure, in words, and when it was, in milliseconds since 1970. */
+  get failure(): { readonly message: string; readonly at: number } | undefined {
     return this.#failure
+  }
+
+  /** When it last answered, in milliseconds since 1970; undefined when it never did. */
+  get answeredAt(): number | undefined {
+    return this.#answeredAt
   }
 
   /**
@@ -76,6 +82,7 @@ export class Endpoint {
     try {
       const result = await work()
       attempt.succeeded()
+      this.#answeredAt = Date.now()
       return result
     } catch (thrown) {
       const error = this.explain(thrown)
@@ -153,7 +160,7 @@ export class Endpoint {
 
   #refuseToTry(): never {
     const wait = Math.max(0, (this.retryAt ?? 0) - steadyNow())
-    const why = this.#failure === undefined ? '' : ` (${this.#failure})`
+    const why = this.#failure === undefined ? '' : ` (${this.#failure.message})`
     throw this.#error('unavailable', `failed a moment ago and is not asked${why}`, Math.max(1, seconds(wait)))
   }
 
@@ -166,11 +173,12 @@ export class Endpoint {
     } else {
       // It is there, whatever we think of its answer.
       attempt.succeeded()
+      this.#answeredAt = Date.now()
     }
   }
 
   #record(error: UpstreamError): void {
-    this.#failure = error.message
+    this.#failure = { message: error.message, at: Date.now() }
     this.#options.onFailure?.(error)
   }
 

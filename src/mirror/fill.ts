@@ -89,6 +89,11 @@ export class Fill {
     return this.#size
   }
 
+  /** Bytes that are stored by now, those of earlier tries included. */
+  get storedBytes(): number {
+    return this.#stored
+  }
+
   /** Resolves when the blob is stored. @throws what ended the fill */
   async stored(): Promise<void> {
     await this.ended

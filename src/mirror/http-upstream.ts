@@ -126,11 +126,17 @@ export class HttpUpstream implements Upstream {
     const times = this.#endpoints.map(({ retryAt }) => retryAt)
     const waiting = times.filter((time) => time !== undefined)
     const isOpen = waiting.length === times.length
+    const newest = (some: readonly (number | undefined)[]) =>
+      some.reduce((a, b) => ((a ?? 0) > (b ?? 0) ? a : b))
+    const failedAt = newest(this.#endpoints.map(({ failure }) => failure?.at))
     return {
       breaker: isOpen ? 'open' : 'closed',
       retryAt: isOpen ? Math.ceil(Math.min(...waiting)) : undefined,
-      failure: this.#endpoints.find(({ failure }) => failure !== undefined)?.failure,
+      answeredAt: newest(this.#endpoints.map(({ answeredAt }) => answeredAt)),
+      failure: this.#endpoints.find(({ failure }) => failure?.at === failedAt)?.failure?.message,
+      failedAt,
       rateLimit: this.#endpoints.find(({ limits }) => limits.last !== undefined)?.limits.last,
+      limitedUntil: newest(this.#endpoints.map(({ limits }) => limits.pausedUntil)),
     }
   }
 

@@ -92,6 +92,11 @@ export class MirrorBlobs implements Blobs {
     })
   }
 
+  /** Bytes that have come of the blobs that are being fetched now. */
+  get arrivingBytes(): number {
+    return [...this.#fills.values()].reduce((sum, fill) => sum + fill.storedBytes, 0)
+  }
+
   async #ask<T>(
     mirror: Mirror,
     repository: RepositoryName,

@@ -6,7 +6,7 @@ import type {
   StoredManifest,
 } from '../../storage/metadata-store.js'
 import type { MirroredManifest, MirrorStore } from '../../storage/mirror-store.js'
-import type { Digest } from '../oci/digest.js'
+import { type Digest, isDigest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
@@ -97,6 +97,33 @@ export class MirrorManifests implements Manifests {
   async #findTagged(repository: RepositoryName, tag: Tag): Promise<MirroredManifest | undefined> {
     const found = await this.#store.findTagged(repository, tag)
     return found === undefined || found.kind === 'local' || isIntact(found) ? found : undefined
+  }
+
+  /**
+   * What a tag leads to upstream at this moment, however lately somebody looked, or the manifest of a digest; it is
+   * stored, and counts as nobody's pull. Never what may be stale.
+   * @throws as {@link getManifest}, and DENIED for what was pushed here
+   */
+  async prefetchManifest(repository: RepositoryName, reference: Tag | Digest): Promise<StoredManifest> {
+    const mirror = this.#options.mirrors.of(repository)
+    if (mirror === undefined || (await this.#store.findRepositoryKind(repository)) === 'local') {
+      throw new RegistryError(
+        'DENIED',
+        `${repository} holds what was pushed here, so no upstream is asked for it`,
+      )
+    }
+    try {
+      if (!isDigest(reference)) return await this.#refresh(mirror, repository, reference, Date.now())
+      const find = () => this.#find(repository, reference)
+      return (
+        (await find()) ??
+        (await this.#options.sharing.share(`manifest:${repository}@${reference}`, find, () =>
+          this.#fetch(mirror, repository, reference, []),
+        ))
+      )
+    } catch (error) {
+      throw toRefusal(error, 'MANIFEST_UNKNOWN')
+    }
   }
 
   /** PX-02: what is here is never asked for again. */

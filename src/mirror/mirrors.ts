@@ -2,7 +2,7 @@ import type { MirrorCounts, MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { matchesRepository, type RepositoryPattern } from '../oci/repository-pattern.js'
-import type { Upstream } from './upstream.js'
+import type { Upstream, UpstreamHealth } from './upstream.js'
 
 /** What one mirror is told. */
 export interface MirrorOptions {
@@ -37,7 +37,7 @@ export class Mirror {
   #counts: MirrorCounts = nothing
   #total: MirrorCounts = nothing
   #uses = new Set<Digest>()
-  #saidHealth = ''
+  #saidHealth: string | undefined
 
   constructor(options: MirrorOptions) {
     this.options = options
@@ -88,19 +88,27 @@ export class Mirror {
     this.#total = add(this.#total, counts)
   }
 
-  /** Writes down what is new since the last time. */
+  /** Writes down what is new since the last time. What others have learnt meanwhile stays, where it is newer. */
   async flush(store: MirrorStore, now: number): Promise<void> {
     const uses = this.#uses
     this.#uses = new Set()
     if (uses.size > 0) await store.noteUses(this.name, [...uses], now)
-    const text = JSON.stringify(this.upstream.health)
-    const health = text === this.#saidHealth ? undefined : { text, at: now }
+    const news = newsOf(this.upstream.health)
+    const health = news?.text === this.#saidHealth ? undefined : news
     const counts = this.#counts
     if (counts === nothing && health === undefined) return
     this.#counts = nothing
     await store.noteWork(this.name, counts, health)
-    this.#saidHealth = text
+    this.#saidHealth = news?.text
   }
+}
+
+/** What a process has learnt of an upstream, and when; undefined before it has asked. */
+function newsOf(health: UpstreamHealth): { readonly text: string; readonly at: number } | undefined {
+  const at = Math.max(health.answeredAt ?? 0, health.failedAt ?? 0)
+  if (at === 0) return undefined
+  const { retryAt = null, limitedUntil = null } = health
+  return { text: JSON.stringify({ ...health, retryAt, limitedUntil }), at }
 }
 
 function add(a: MirrorCounts, b: MirrorCounts): MirrorCounts {

@@ -55,7 +55,8 @@ export class MirrorNames implements NameResolver {
   }
 }
 
-function withLibrary(mirror: Mirror, remote: RepositoryName): RepositoryName {
+/** The upstream's name of a repository that may leave out `library` (protocol PX-08). */
+export function withLibrary(mirror: Mirror, remote: RepositoryName): RepositoryName {
   const isShort = mirror.options.hasLibrary && !remote.includes('/')
   return isShort ? parseRepositoryName(`library/${remote}`) : remote
 }

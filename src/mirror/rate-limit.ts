@@ -40,6 +40,11 @@ export class RateLimits {
     return Math.max(0, this.#pausedUntil - steadyNow())
   }
 
+  /** Until when that is, in milliseconds since 1970; undefined when it may be asked. */
+  get pausedUntil(): number | undefined {
+    return this.pause === 0 ? undefined : Math.ceil(this.#pausedUntil)
+  }
+
   /** Reads `RateLimit-Limit` and `RateLimit-Remaining`: a number, parameters such as `;w=21600` behind it. */
   read(headers: Headers): void {
     const limit = leadingNumber(single(headers, 'ratelimit-limit'))

@@ -50,9 +50,14 @@ export interface UpstreamHealth {
   /** `open`: it failed a moment ago and is not asked until `retryAt`. */
   readonly breaker: 'closed' | 'open'
   readonly retryAt: number | undefined
-  /** The last failure, in words without secrets. */
+  /** When it last gave an answer, whatever it said; undefined when it never did. */
+  readonly answeredAt: number | undefined
+  /** The last failure, in words without secrets, and when that was. */
   readonly failure: string | undefined
+  readonly failedAt: number | undefined
   readonly rateLimit: RateLimit | undefined
+  /** Until when it wants no requests; undefined when it takes them. */
+  readonly limitedUntil: number | undefined
 }
 
 /**
