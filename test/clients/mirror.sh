@@ -5,7 +5,7 @@
 #
 #   bash test/clients/mirror.sh [GROUP…]
 #
-# Groups: docker containerd podman skopeo tools second logins outage, and none, which comes last: the mirror alone.
+# Groups: docker containerd podman skopeo tools second logins sync outage, and none, which comes last: the mirror alone.
 #
 # Upstreams: Debian's docker-registry twice, open and with htpasswd, and a Boathouse with tokens. Nothing can reach the
 # registries of the internet meanwhile: https goes to a proxy that is not there.
@@ -16,7 +16,7 @@
 
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(docker containerd podman skopeo tools second logins outage none)
+groups=(docker containerd podman skopeo tools second logins sync outage none)
 
 unset CLIENT_TEST_REGISTRY # the mirrors are configured here
 # shellcheck source=lib.sh
@@ -495,6 +495,58 @@ test_logins() {
   check 'logins: a private upstream is not for everybody' docker_private_hidden
   check 'logins: nor when all is granted to everybody' docker_wide_grant_hidden
   check 'logins: no password in any log' no_secret_in_logs
+}
+
+# ---------------------------------------------------------------- fetching ahead
+
+make_ahead() {
+  ahead_port=$(free_port)
+  cat >"$WORK/ahead.yaml" <<CONF
+mirrors:
+  - name: docker.io
+    url: http://127.0.0.1:$open_port
+    sync: {images: [{repository: late, tags: ["*"], platforms: [linux/amd64]}, {repository: team/app, tags: ["1"]}]}
+  - name: closed.test
+    url: http://127.0.0.1:$closed_port
+    username: mirror
+    passwordFile: $WORK/upstream-password
+    sync: {images: [{repository: secret/app, tags: ["1"]}]}
+  - name: tokens.test
+    url: http://127.0.0.1:$tokens_port
+    username: ci
+    password: $ci_token
+    sync: {images: [{repository: team/app, tags: ["1*"]}]}
+CONF
+  start_boathouse ahead "$ahead_port"
+}
+
+ahead() { boathouse_at ahead mirror "$@" --config "$WORK/ahead.yaml"; }
+
+synced() {
+  local text
+  text=$(ahead sync --dry-run)
+  expect_match 'a dry run' "$text" '^docker.io/library/late:1 .* [1-9][0-9.]* .?i?B$'
+  text=$(ahead sync)
+  printf '%s\n' "$text"
+  expect_match 'the open one' "$text" '^docker.io: 2 of 2 images are here; fetched [1-9]'
+  expect_match 'with htpasswd' "$text" '^closed.test: 1 of 1 images are here; fetched [1-9]'
+  expect_match 'with tokens' "$text" '^tokens.test: 1 of 1 images are here; fetched [1-9]'
+  expect_equal 'fetched by the next one' "$(ahead sync | grep -c 'fetched 0 B ')" 3
+  expect_equal 'upstreams that are up' "$(ahead status | grep -c '^  upstream  up, answered at ')" 3
+}
+
+synced_without_upstream() {
+  stop_process "$open_pid"
+  run_crane pull --platform linux/amd64 "127.0.0.1:$ahead_port/docker.io/library/late:1" "$WORK/tmp/late.tar"
+  run_crane validate --remote "127.0.0.1:$ahead_port/docker.io/team/app:1"
+  expect_failure run_crane validate --remote "127.0.0.1:$ahead_port/docker.io/library/late:1"
+  start_open_upstream
+}
+
+test_sync() {
+  make_ahead >"$WORK/ahead.out" 2>&1 || give_up 'no mirror that fetches ahead'
+  check 'sync: from three upstreams beside a running server, and once' synced
+  check 'sync: without the upstream the wanted platforms are served, and no other' synced_without_upstream
 }
 
 # ---------------------------------------------------------------- without upstreams

@@ -64,6 +64,9 @@ export async function startSyncing(t: Test, options: SyncingOptions): Promise<Sy
   }
 }
 
+/** Milliseconds that the start of a command may take on a busy machine. */
+export const slow = 30_000
+
 /** One platform's part of an image. */
 export interface Part {
   readonly manifest: string

@@ -1,9 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
-import { type Run, refused } from '../commands.js'
+import { did, type Run, refused } from '../commands.js'
 import { eventually, filesBelow, image, push, type Server, startServer } from '../harness.js'
 import { digest, type FakeExchange, type FakeUpstream } from './fake-upstream.js'
-import { addPlatforms, arrived, holdBlob, startSyncing } from './sync-fixture.js'
+import { addPlatforms, arrived, holdBlob, slow, startSyncing } from './sync-fixture.js'
 
 /*
  * What is fetched ahead: with a server and without, interrupted and killed, and what becomes of what cannot be had.
@@ -156,11 +156,15 @@ for (const how of ['SIGINT', 'SIGKILL'] as const) {
     upstream.addImage(name, '1', [small, layer])
     const { held } = holdBlob(upstream, layer)
     const sync = start('mirror', 'sync')
-    await eventually('some of the blob has come', () => held() && arrived(data) > 1_000_000)
-    await eventually('all else is here', async () => {
-      const [{ missingBytes }] = answerOf(await run('mirror', 'sync', '--dry-run', '--json')).mirrors
-      return missingBytes === layer.length
-    })
+    await eventually('some of the blob has come', () => held() && arrived(data) > 1_000_000, slow)
+    await eventually(
+      'all else is here',
+      async () => {
+        const [{ missingBytes }] = answerOf(await run('mirror', 'sync', '--dry-run', '--json')).mirrors
+        return missingBytes === layer.length
+      },
+      slow,
+    )
     sync.child.kill(how)
     const { code, stderr, stdout } = await sync.done
     if (how === 'SIGINT') {
@@ -171,7 +175,7 @@ for (const how of ['SIGINT', 'SIGKILL'] as const) {
     const kept = arrived(data)
     t.ok(kept > 1_000_000, `${kept} bytes were kept`)
     upstream.forget()
-    t.equal((await run('mirror', 'sync')).code, 0)
+    await did(t, run('mirror', 'sync'))
     const [request] = upstream.asked('GET', new RegExp(digest(layer)))
     t.equal(request?.headers.range, `bytes=${kept}-`)
     t.equal(sent(upstream, layer), layer.length - kept)
@@ -186,7 +190,7 @@ t.test('one sync at a time', async (t) => {
   upstream.addImage(name, '1', [layer])
   const { held, release } = holdBlob(upstream, layer)
   const sync = start('mirror', 'sync')
-  await eventually('the sync is at it', held)
+  await eventually('the sync is at it', held, slow)
   await refused(t, run('mirror', 'sync'), 1, /^Another sync is at work: wait for its end\.$/m)
   release()
   t.equal((await sync.done).code, 0)
