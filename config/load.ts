@@ -84,6 +84,11 @@ export function authMode(config: Config): 'none' | 'token' {
   return config.auth ?? (isLoopback(config.listen.host) ? 'none' : 'token')
 }
 
+/** Milliseconds for which what was deleted can be restored. */
+export function undoTime({ tags, gc }: Config): number {
+  return tags.undo ?? gc.grace
+}
+
 function configFile({ flags, env }: ConfigSources): string | undefined {
   const variable = env[fileVariable]
   return flags.config ?? (variable === '' ? undefined : variable)

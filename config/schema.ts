@@ -151,6 +151,17 @@ export const schema = z.strictObject({
           'Tags that nobody can move or delete once they are pushed: a repository pattern, a colon, and a tag in ' +
             'which * stands for any text, such as team/**:v*.',
         ),
+      /** Milliseconds; unset, it is `gc.grace`: see {@link undoTime}. */
+      undo: duration('0s', '365d')
+        .optional()
+        .describe(
+          'How long a tag that was moved or deleted, and a manifest that was deleted, can be restored at least; unset, ' +
+            'as long as gc.grace.',
+        ),
+      /** Milliseconds. */
+      history: duration('1h', '3650d')
+        .prefault('90d')
+        .describe('How long changes of tags are remembered, about a thousand of each tag at the most.'),
     })
     .prefault({}),
 

@@ -25,7 +25,7 @@ import { BlobService, type Blobs } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
 import { type ManifestOptions, ManifestService, type Manifests } from './registry/manifests.js'
 import { PullLog } from './registry/pulls.js'
-import { createDiskGuard, createUploads, openStores, type Stores } from './stores.js'
+import { createDiskGuard, createUploads, garbageOptions, openStores, type Stores } from './stores.js'
 import type { Behind } from './token-app.js'
 
 /** Metrics in the Prometheus text format. */
@@ -60,10 +60,11 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
   const uploads = createUploads(config, stores, options.processName, disk)
   const immutable = config.tags.immutable.map(parseTagPattern)
   const pulls = new PullLog(metadata)
+  const { untagged } = garbageOptions(config, options.processName)
   const manifestOptions: ManifestOptions = {
     immutableTags: (name) => tagPatternsFor(immutable, name),
     isSparse: (name) => sparse.some((pattern) => matchesRepository(pattern, name)),
-    untagged: config.gc.untagged,
+    untagged: (name) => untagged?.of(name, false),
     disk,
     pulls,
     parse: parser.parse,

@@ -72,7 +72,7 @@ async function openMirrors(
   const manifestOptions = {
     immutableTags: (name: string) => tagPatternsFor(immutable, name),
     isSparse: (name: string) => sparse.some((pattern) => matchesRepository(pattern, name)),
-    untagged: config.gc.untagged,
+    untagged: () => config.gc.untagged,
     disk,
     pulls: { note: () => undefined }, // nobody pulls
     parse: parser.parse,

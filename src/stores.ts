@@ -1,3 +1,4 @@
+import { undoTime } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import type { AccessStore } from '../storage/access-store.js'
 import type { BlobStore } from '../storage/blob-store.js'
@@ -10,8 +11,10 @@ import type { MetadataStore } from '../storage/metadata-store.js'
 import type { MirrorStore } from '../storage/mirror-store.js'
 import type { QuotaStore } from '../storage/quota-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
+import type { TagStore } from '../storage/tag-store.js'
 import { DiskGuard } from './registry/disk-guard.js'
 import { GarbageCollector } from './registry/gc.js'
+import { type GarbageOptions, sameEverywhere } from './registry/gc-moments.js'
 import { StartCheck } from './registry/start-check.js'
 import { UploadService } from './registry/uploads.js'
 import { Verifier } from './registry/verify.js'
@@ -27,6 +30,7 @@ export interface Stores {
   readonly quotas: QuotaStore
   /** What is given up when the disk is full. */
   readonly reserve: Reserve
+  readonly tags: TagStore
   close(): Promise<void>
 }
 
@@ -35,21 +39,15 @@ export async function openStores(config: Config, onFatal: (error: Error) => void
   const path = dataPaths(config.data).database
   const reserve = new Reserve(config.data)
   const freeSome = () => reserve.release()
-  const opened = await openSqliteStores({ path, onFatal, freeSome })
-  const { metadata, access, collection, mirrors, integrity, quotas } = opened
+  const index = await openSqliteStores({ path, onFatal, freeSome })
   const blobs = openFsBlobStore(config.data)
   return {
+    ...index,
     blobs,
-    metadata,
-    access,
-    collection,
-    mirrors,
-    integrity,
-    quotas,
     reserve,
     async close() {
       await blobs.close()
-      await metadata.close()
+      await index.metadata.close()
     },
   }
 }
@@ -77,7 +75,18 @@ export function createUploads(
 
 /** The garbage collector of one process. */
 export function createCollector(config: Config, stores: Stores, processName: string): GarbageCollector {
-  return new GarbageCollector(stores, { holder: `${processName}:`, ...config.gc })
+  return new GarbageCollector(stores, garbageOptions(config, `${processName}:`))
+}
+
+/** What the settings say about garbage. @param holder the name of the collector */
+export function garbageOptions(config: Config, holder: string): GarbageOptions {
+  return {
+    holder,
+    grace: config.gc.grace,
+    undo: undoTime(config),
+    history: config.tags.history,
+    untagged: sameEverywhere(config.gc.untagged),
+  }
 }
 
 /** The verifier of one process. */

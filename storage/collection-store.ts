@@ -7,6 +7,24 @@ export interface CandidatePage<Item, Position> {
   readonly next: Position | undefined
 }
 
+/** Two moments, in milliseconds since 1970: what they rule out stays. */
+export interface Moments {
+  /** What somebody relied on at this moment or later stays. */
+  readonly before: number
+  /** What was deleted at this moment or later, or lost a tag then, can be restored: it stays, with what it needs. */
+  readonly undo: number
+}
+
+/** A manifest that may go, as a walk finds it by its own row. */
+export interface IdleManifest {
+  readonly id: number
+  readonly repository: RepositoryName
+  /** Whether the repository is a mirror's. */
+  readonly isMirrored: boolean
+  /** When somebody last relied on it or pulled it. */
+  readonly usedAt: number
+}
+
 /** A repository's right to a blob, as a walk finds it and a step removes it. */
 export interface LinkKey {
   readonly repositoryId: number
@@ -61,11 +79,30 @@ export interface LinkFacts {
   readonly leasedAt: number
   /** Manifests of the repository that name it, at most as many as were asked for. */
   readonly namedBy: readonly Digest[]
+  /** One of the deleted manifests of the repository that name it: the one that was deleted last. */
+  readonly namedByDeleted: DeletedFacts | undefined
+}
+
+/** What is known of a deleted manifest, which can be brought back for a while. */
+export interface DeletedFacts {
+  readonly repository: RepositoryName
+  readonly digest: Digest
+  readonly deletedAt: number
+  /** The tag that pointed at it last, if it is remembered. */
+  readonly tag: string | undefined
+}
+
+/** A tag that pointed at a manifest until some moment. */
+export interface FormerTag {
+  readonly tag: string
+  readonly digest: Digest
+  readonly until: number
 }
 
 /** What is known of a manifest, for who wants to know why it is kept. */
 export interface ManifestFacts {
   readonly repository: RepositoryName
+  readonly isMirrored: boolean
   readonly digest: Digest
   readonly pushedAt: number
   /** When somebody last relied on it; undefined when nobody has since the push. */
@@ -73,6 +110,10 @@ export interface ManifestFacts {
   readonly pulledAt: number | undefined
   /** A tag from which it can be reached, and the manifest that the tag points at. */
   readonly reachedFrom: { readonly tag: string; readonly digest: Digest } | undefined
+  /** The tag from which it could last be reached, where it is remembered, and the manifest that the tag pointed at. */
+  readonly former: FormerTag | undefined
+  /** A deleted manifest that lists it, or that it refers to: the one that was deleted last. */
+  readonly below: DeletedFacts | undefined
   /** Indexes that list it and the subject that it refers to, as far as the repository holds them. */
   readonly parents: readonly Digest[]
 }
@@ -86,6 +127,7 @@ export interface DigestFacts {
   readonly isArriving: boolean
   readonly links: readonly LinkFacts[]
   readonly manifests: readonly ManifestFacts[]
+  readonly deleted: readonly DeletedFacts[]
 }
 
 /**
@@ -93,7 +135,7 @@ export interface DigestFacts {
  * transactions; each looks again at everything that the decision rests on, since all of it may have changed
  * since the walk. Walks read, page by page, and hold nothing.
  *
- * Moments are milliseconds since 1970. `before` is a moment, too: what somebody relied on at or after it stays.
+ * Times are milliseconds since 1970.
  * Each method may throw RegistryError UNAVAILABLE or STORAGE_FULL: then it did not happen.
  */
 export interface CollectionStore {
@@ -107,13 +149,24 @@ export interface CollectionStore {
   /** When the index came into being: files that are older belong to another one. */
   indexMadeAt(): Promise<number>
 
-  /** Manifests without a tag on which nobody relied since: by their own row, whatever leads to them. */
-  listIdleManifests(after: number, before: number, limit: number): Promise<CandidatePage<number, number>>
   /**
-   * Removes manifests that no tag reaches and nobody relies on: through indexes to children, through subjects
-   * to referrers. What leads to such a manifest is garbage as well, and goes with it in the same transaction.
+   * Forgets at most `limit` deleted manifests from before the moment `undo`, and as many changes of tags from before
+   * `history`. @returns how many
    */
-  removeManifests(ids: readonly number[], before: number): Promise<StepResult<RemovedManifest>>
+  forgetOld(moments: { readonly undo: number; readonly history: number }, limit: number): Promise<number>
+
+  /** Manifests without a tag on which nobody relied since: by their own row, whatever leads to them. */
+  listIdleManifests(
+    after: number,
+    before: number,
+    limit: number,
+  ): Promise<CandidatePage<IdleManifest, number>>
+  /**
+   * Removes manifests that no tag reaches, or reached lately, and nobody relies on: through indexes to children,
+   * through subjects to referrers. What leads to such a manifest is garbage as well, and goes with it in the same
+   * transaction.
+   */
+  removeManifests(ids: readonly number[], moments: Moments): Promise<StepResult<RemovedManifest>>
 
   /**
    * Rights to blobs that no manifest of the repository names and whose lease ran out. With `named`, those that
@@ -121,22 +174,26 @@ export interface CollectionStore {
    */
   listIdleLinks(
     after: LinkKey | undefined,
-    before: number,
+    moments: Moments,
     limit: number,
     named?: 'named',
   ): Promise<CandidatePage<IdleLink, LinkKey>>
-  removeLinks(links: readonly LinkKey[], before: number): Promise<StepResult<RemovedLink>>
-  /** Live blobs without links that came before this moment. */
+  removeLinks(links: readonly LinkKey[], moments: Moments): Promise<StepResult<RemovedLink>>
+  /** Live blobs without links that came before, and that nothing that can be restored needs. */
   listUnlinkedBlobs(
     after: number,
-    before: number,
+    moments: Moments,
     limit: number,
   ): Promise<CandidatePage<CondemnedBlob, number>>
   /**
-   * Condemns blobs that nothing links, to which no upload is finishing, and that came before this moment. It is not
-   * durable before {@link syncCondemned} has resolved, and until then no bytes may go.
+   * Condemns blobs that nothing links, that nothing that can be restored needs, to which no upload is finishing, and
+   * that came before. It is not durable before {@link syncCondemned} has resolved, and until then no bytes may go.
    */
-  condemnBlobs(digests: readonly Digest[], holder: string, before: number): Promise<StepResult<CondemnedBlob>>
+  condemnBlobs(
+    digests: readonly Digest[],
+    holder: string,
+    moments: Moments,
+  ): Promise<StepResult<CondemnedBlob>>
   /** Which of these digests have no row: their files, if there are any, belong to nobody. */
   listStrangers(digests: readonly Digest[]): Promise<Digest[]>
   /** Condemns files that have no row and to which no upload is finishing; durable as {@link condemnBlobs} is. */
@@ -151,7 +208,7 @@ export interface CollectionStore {
   /** What is known of a digest; lists have at most `limit` entries. */
   explainDigest(digest: Digest, limit: number): Promise<DigestFacts>
   /** What {@link removeManifests} would do to one manifest: the manifests that would go, with their ids. */
-  previewRemoval(id: number, before: number): Promise<(RemovedManifest & { readonly id: number })[]>
+  previewRemoval(id: number, moments: Moments): Promise<(RemovedManifest & { readonly id: number })[]>
   /** Manifests that name a blob in a repository, at most `limit`. */
   listNamingManifests(link: LinkKey, limit: number): Promise<number[]>
   /** How many repositories link a blob. */

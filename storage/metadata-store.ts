@@ -60,6 +60,8 @@ export interface NewManifest {
   readonly immutable: readonly string[]
   /** Only store when the (first) tag, or the manifest itself, is in this state now. */
   readonly condition: Condition | undefined
+  /** Who pushes it, for the history of its tags; undefined or '' where that is unknown. */
+  readonly user?: string | undefined
   readonly now: number
 }
 
@@ -87,6 +89,16 @@ export type DeleteResult =
   | { readonly outcome: 'deleted' }
   | { readonly outcome: 'unknown' }
   | { readonly outcome: 'immutable'; readonly tag: Tag }
+
+/** Somebody deletes a tag or a manifest. */
+export interface Deletion {
+  /** Patterns of tags that must not go. */
+  readonly immutable: readonly string[]
+  /** Who does it, for the history of the tags; undefined or '' where that is unknown. */
+  readonly user?: string | undefined
+  /** Milliseconds since 1970. */
+  readonly now: number
+}
 
 /** One line of a referrers list. */
 export interface Referrer extends ManifestHead {
@@ -224,18 +236,12 @@ export interface MetadataStore {
   recordPulls(pulls: readonly Pull[]): Promise<void>
   putManifest(manifest: NewManifest): Promise<PutManifestResult>
   /** Removes one tag, unless it fits one of the immutable patterns. */
-  deleteTag(
-    repository: RepositoryName,
-    tag: Tag,
-    immutable: readonly string[],
-    now: number,
-  ): Promise<DeleteResult>
-  /** Removes a manifest and every tag that points at it, unless one of them fits an immutable pattern. */
-  deleteManifest(
-    repository: RepositoryName,
-    digest: Digest,
-    immutable: readonly string[],
-  ): Promise<DeleteResult>
+  deleteTag(repository: RepositoryName, tag: Tag, deletion: Deletion): Promise<DeleteResult>
+  /**
+   * Removes a manifest and every tag that points at it, unless one of them fits an immutable pattern. Nobody sees it
+   * any more, but it can be brought back for a while (see TagStore.restoreTag), unless it is a mirror's.
+   */
+  deleteManifest(repository: RepositoryName, digest: Digest, deletion: Deletion): Promise<DeleteResult>
 
   // Lists: `after` is exclusive, the order is by bytes
 

@@ -1,89 +1,11 @@
 import type { Database } from 'better-sqlite3'
+import { accessTriggers, mirrorTriggers, quotaTriggers, quotaUploadTriggers } from './sqlite-triggers.js'
 
 /** One step of the schema. Steps are never changed once released: a new one is added at the end. */
 interface Migration {
   readonly version: number
   readonly sql: string
 }
-
-/** Each change of users, tokens or grants raises the version by which servers know that what they remember is old. */
-const accessTriggers = [
-  ['user', 'INSERT'],
-  ['user', 'UPDATE'],
-  ['user', 'DELETE'],
-  ['user_group', 'INSERT'],
-  ['user_group', 'DELETE'],
-  ['access_token', 'INSERT'],
-  ['access_token', 'DELETE'],
-  ['access_grant', 'INSERT'],
-  ['access_grant', 'DELETE'],
-]
-  .map(
-    ([table, event]) =>
-      `CREATE TRIGGER ${table}_${event}_noted AFTER ${event} ON ${table} BEGIN
-         UPDATE access_state SET version = version + 1;
-       END;`,
-  )
-  .join('\n')
-
-/** A mirror holds a blob as long as one of its repositories links it; its blobs and their bytes are counted. */
-const mirrorTriggers = `
-  CREATE TRIGGER mirror_link_added AFTER INSERT ON blob_link
-  WHEN (SELECT mirror FROM repository WHERE id = new.repository_id) IS NOT NULL BEGIN
-    INSERT INTO mirror_blob (mirror, blob_id, size, used_at)
-      SELECT r.mirror, b.id, b.size, new.linked_at FROM repository r, blob b
-      WHERE r.id = new.repository_id AND b.id = new.blob_id
-      ON CONFLICT DO UPDATE SET used_at = excluded.used_at;
-  END;
-  CREATE TRIGGER mirror_link_removed AFTER DELETE ON blob_link
-  WHEN (SELECT mirror FROM repository WHERE id = old.repository_id) IS NOT NULL BEGIN
-    DELETE FROM mirror_blob WHERE blob_id = old.blob_id
-      AND mirror = (SELECT mirror FROM repository WHERE id = old.repository_id)
-      AND NOT EXISTS (
-        SELECT 1 FROM blob_link l JOIN repository r ON r.id = l.repository_id
-        WHERE l.blob_id = old.blob_id AND r.mirror = mirror_blob.mirror);
-  END;
-  CREATE TRIGGER mirror_blob_added AFTER INSERT ON mirror_blob BEGIN
-    INSERT INTO mirror (name, blobs, bytes) VALUES (new.mirror, 1, new.size)
-      ON CONFLICT (name) DO UPDATE SET blobs = blobs + 1, bytes = bytes + excluded.bytes;
-  END;
-  CREATE TRIGGER mirror_blob_removed AFTER DELETE ON mirror_blob BEGIN
-    UPDATE mirror SET blobs = blobs - 1, bytes = bytes - old.size WHERE name = old.mirror;
-  END;
-`
-
-/** A repository that a quota counts adds to it what it links and stores, each change by itself. */
-const quotaTriggers = (
-  [
-    ['link_added', 'INSERT ON blob_link', 'new', '+ (SELECT size FROM blob WHERE id = new.blob_id)'],
-    ['link_removed', 'DELETE ON blob_link', 'old', '- (SELECT size FROM blob WHERE id = old.blob_id)'],
-    ['manifest_added', 'INSERT ON manifest', 'new', '+ new.size'],
-    ['manifest_removed', 'DELETE ON manifest', 'old', '- old.size'],
-  ] as const
-)
-  .map(
-    ([name, event, row, change]) =>
-      `CREATE TRIGGER quota_${name} AFTER ${event} WHEN EXISTS (SELECT 1 FROM quota) BEGIN
-         UPDATE quota SET used = used ${change} WHERE pattern IN (
-           SELECT m.pattern FROM repository r JOIN quota_repository m ON m.repository = r.name
-           WHERE r.id = ${row}.repository_id);
-       END;`,
-  )
-  .join('\n')
-
-/** The bytes of an upload count, and those that it may still write. */
-const quotaUploadTriggers = `
-  CREATE TRIGGER quota_upload_changed AFTER UPDATE OF offset, reserved ON upload
-  WHEN max(new.offset, new.reserved) <> max(old.offset, old.reserved) AND EXISTS (SELECT 1 FROM quota) BEGIN
-    UPDATE quota SET used = used + max(new.offset, new.reserved) - max(old.offset, old.reserved)
-    WHERE pattern IN (SELECT pattern FROM quota_repository WHERE repository = new.repository);
-  END;
-  CREATE TRIGGER quota_upload_removed AFTER DELETE ON upload
-  WHEN max(old.offset, old.reserved) > 0 AND EXISTS (SELECT 1 FROM quota) BEGIN
-    UPDATE quota SET used = used - max(old.offset, old.reserved)
-    WHERE pattern IN (SELECT pattern FROM quota_repository WHERE repository = old.repository);
-  END;
-`
 
 /*
  * Digests are kept as text: readable in any SQLite shell, and the tables that repeat them often point at a row
@@ -358,6 +280,59 @@ const migrations: readonly Migration[] = [
       ALTER TABLE mirror ADD COLUMN evicted_blobs INTEGER NOT NULL DEFAULT 0;
       ALTER TABLE mirror ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAULT 0;
       ALTER TABLE mirror ADD COLUMN sync TEXT;
+    `,
+  },
+  {
+    // Deleted manifests stand in tables of their own: whoever serves cannot come upon one by mistake.
+    version: 9,
+    sql: `
+      CREATE TABLE tag_history (
+        id INTEGER PRIMARY KEY,
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        name TEXT NOT NULL,
+        digest TEXT,
+        previous TEXT,
+        how TEXT NOT NULL CHECK (how IN ('push', 'delete', 'retention', 'restore')),
+        user TEXT,
+        at INTEGER NOT NULL
+      ) STRICT;
+      CREATE INDEX tag_history_by_tag ON tag_history (repository_id, name);
+      CREATE INDEX tag_history_by_previous ON tag_history (repository_id, previous, at)
+        WHERE previous IS NOT NULL;
+
+      CREATE TABLE deleted_manifest (
+        id INTEGER PRIMARY KEY,
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        digest TEXT NOT NULL,
+        media_type TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        subject TEXT,
+        artifact_type TEXT,
+        annotations TEXT,
+        created_at INTEGER NOT NULL,
+        deleted_at INTEGER NOT NULL,
+        bytes BLOB NOT NULL,
+        UNIQUE (repository_id, digest)
+      ) STRICT;
+      CREATE INDEX deleted_manifest_by_subject ON deleted_manifest (repository_id, subject)
+        WHERE subject IS NOT NULL;
+      CREATE INDEX deleted_manifest_by_time ON deleted_manifest (deleted_at);
+
+      CREATE TABLE deleted_child (
+        digest TEXT NOT NULL,
+        repository_id INTEGER NOT NULL,
+        deleted_id INTEGER NOT NULL REFERENCES deleted_manifest (id) ON DELETE CASCADE,
+        role TEXT NOT NULL CHECK (role IN ('blob', 'manifest')),
+        is_linked INTEGER NOT NULL,
+        PRIMARY KEY (digest, repository_id, deleted_id)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX deleted_child_by_manifest ON deleted_child (deleted_id);
+
+      CREATE TABLE running_time (
+        began_at INTEGER PRIMARY KEY,
+        ended_at INTEGER NOT NULL
+      ) STRICT;
+      INSERT INTO running_time SELECT t, t FROM (SELECT max(updated_at) AS t FROM tag) WHERE t IS NOT NULL;
     `,
   },
 ]

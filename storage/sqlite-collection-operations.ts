@@ -4,6 +4,7 @@ import type {
   CollectionSums,
   CondemnedBlob,
   LinkKey,
+  Moments,
   RemovedLink,
   RemovedManifest,
   StepResult,
@@ -31,6 +32,26 @@ export const manifestsAbove = `WITH RECURSIVE above (id, repository_id, digest, 
   LIMIT :most
 )`
 
+/** Whether a deleted manifest that can be restored names a digest; takes :undo, continued with conditions on `c`. */
+const namedByDeleted = `EXISTS (SELECT 1 FROM deleted_child c JOIN deleted_manifest d ON d.id = c.deleted_id
+  WHERE d.deleted_at >= :undo`
+
+/** Whether a restorable manifest of a repository needs a right to a blob; the columns are of the caller's tables. */
+export const neededLink = (repository: string, digest: string) =>
+  `${namedByDeleted} AND c.digest = ${digest} AND c.repository_id = ${repository})`
+
+/** The same of a blob, as far as the manifest's repository had a right to it. */
+export const neededBlob = (digest: string) =>
+  `${namedByDeleted} AND c.digest = ${digest} AND c.is_linked = 1)`
+
+/** Whether a manifest `m` can be restored, or is needed by one that can; takes :undo. */
+const restorable = `(
+  EXISTS (SELECT 1 FROM tag_history h
+    WHERE h.repository_id = m.repository_id AND h.previous = m.digest AND h.at >= :undo)
+  OR ${neededLink('m.repository_id', 'm.digest')}
+  OR EXISTS (SELECT 1 FROM deleted_manifest d
+    WHERE d.repository_id = m.repository_id AND d.digest = m.subject AND d.deleted_at >= :undo))`
+
 /** The steps of a collection that write; see CollectionStore for what each of them promises. */
 export function prepareCollection(db: Database) {
   return { ...prepareNames(db), ...prepareBytes(db) }
@@ -52,22 +73,26 @@ function step<Candidate, Item>(
   return { handled, items }
 }
 
+/** When somebody last relied on a manifest `m`, whose use is `u`, or pulled it. */
+export const manifestUsedAt = 'max(m.created_at, coalesce(u.leased_at, 0), coalesce(u.pulled_at, 0))'
+
 /** A manifest with all that leads to it, if all of it may go; else nothing. */
 export function prepareRemoval(db: Database) {
   const above = db.prepare<
-    { id: number; most: number },
-    RemovedManifest & { id: number; usedAt: number; isTagged: number }
+    { id: number; most: number; undo: number },
+    RemovedManifest & { id: number; usedAt: number; isNeeded: number }
   >(
     `${manifestsAbove}
-     SELECT m.id, r.name AS repository, m.digest, max(m.created_at, coalesce(u.leased_at, 0)) AS usedAt,
-       EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id) AS isTagged
+     SELECT m.id, r.name AS repository, m.digest, ${manifestUsedAt} AS usedAt,
+       EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id) OR ${restorable} AS isNeeded
      FROM above JOIN manifest m ON m.id = above.id JOIN repository r ON r.id = m.repository_id
      LEFT JOIN manifest_use u ON u.manifest_id = m.id`,
   )
-  return function previewRemoval(id: number, before: number): (RemovedManifest & { id: number })[] {
-    const all = above.all({ id, most: mostAbove + 1 })
+  return function previewRemoval(id: number, moments: Moments): (RemovedManifest & { id: number })[] {
+    const { before, undo } = moments
+    const all = above.all({ id, most: mostAbove + 1, undo })
     const isKept =
-      all.length > mostAbove || all.some(({ isTagged, usedAt }) => isTagged === 1 || usedAt >= before)
+      all.length > mostAbove || all.some(({ isNeeded, usedAt }) => isNeeded === 1 || usedAt >= before)
     return isKept ? [] : all.map(({ repository, digest, id }) => ({ repository, digest, id }))
   }
 }
@@ -78,24 +103,37 @@ function prepareNames(db: Database) {
   const removeLink = db.prepare(
     `DELETE FROM blob_link WHERE repository_id = :repositoryId AND blob_id = :blobId AND linked_at < :before
      AND NOT EXISTS (SELECT 1 FROM manifest_child c JOIN blob b ON b.digest = c.digest
-                     WHERE b.id = :blobId AND c.repository_id = :repositoryId)`,
+                     WHERE b.id = :blobId AND c.repository_id = :repositoryId)
+     AND NOT ${neededLink(':repositoryId', '(SELECT digest FROM blob WHERE id = :blobId)')}`,
+  )
+  const forgetDeleted = db.prepare(
+    'DELETE FROM deleted_manifest WHERE id IN (SELECT id FROM deleted_manifest WHERE deleted_at < ? LIMIT ?)',
+  )
+  // Entries come in the order of their ids: the first young one ends the search.
+  const forgetChanges = db.prepare(
+    `DELETE FROM tag_history WHERE id IN (
+       SELECT id FROM (SELECT id, at FROM tag_history ORDER BY id LIMIT ?) WHERE at < ?)`,
   )
   const linked = db.prepare<[number, number], RemovedLink>(
     `SELECT r.name AS repository, b.digest, b.size FROM blob b, repository r WHERE b.id = ? AND r.id = ?`,
   )
 
   return {
-    removeManifests(ids: readonly number[], before: number): StepResult<RemovedManifest> {
+    forgetOld({ undo, history }: { undo: number; history: number }, limit: number): number {
+      return forgetDeleted.run(undo, limit).changes + forgetChanges.run(limit, history).changes
+    },
+
+    removeManifests(ids: readonly number[], moments: Moments): StepResult<RemovedManifest> {
       return step(ids, (id) => {
-        const all = previewRemoval(id, before)
+        const all = previewRemoval(id, moments)
         for (const row of all) deleteManifest.run(row.id)
         return all.map(({ repository, digest }) => ({ repository, digest }))
       })
     },
 
-    removeLinks(links: readonly LinkKey[], before: number): StepResult<RemovedLink> {
+    removeLinks(links: readonly LinkKey[], { before, undo }: Moments): StepResult<RemovedLink> {
       return step(links, ({ repositoryId, blobId }) => {
-        if (removeLink.run({ repositoryId, blobId, before }).changes === 0) return []
+        if (removeLink.run({ repositoryId, blobId, before, undo }).changes === 0) return []
         return linked.all(blobId, repositoryId)
       })
     },
@@ -103,11 +141,12 @@ function prepareNames(db: Database) {
 }
 
 function prepareBytes(db: Database) {
-  const condemn = db.prepare<{ digest: string; holder: string; before: number }, CondemnedBlob>(
+  const condemn = db.prepare<{ digest: string; holder: string } & Moments, CondemnedBlob>(
     `UPDATE blob SET state = 'condemned', holder = :holder
      WHERE digest = :digest AND state = 'live' AND created_at < :before
        AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = blob.id)
        AND NOT EXISTS (SELECT 1 FROM upload WHERE finishing = :digest)
+       AND NOT ${neededBlob('blob.digest')}
      RETURNING digest, size`,
   )
   const condemnFile = db.prepare<
@@ -133,8 +172,8 @@ function prepareBytes(db: Database) {
   const forget = db.prepare("DELETE FROM blob WHERE digest = ? AND state = 'condemned' AND holder = ?")
 
   return {
-    condemnBlobs(digests: readonly Digest[], holder: string, before: number): StepResult<CondemnedBlob> {
-      return step(digests, (digest) => condemn.all({ digest, holder, before }))
+    condemnBlobs(digests: readonly Digest[], holder: string, moments: Moments): StepResult<CondemnedBlob> {
+      return step(digests, (digest) => condemn.all({ digest, holder, ...moments }))
     },
 
     condemnFiles(files: readonly CondemnedBlob[], holder: string, now: number): CondemnedBlob[] {

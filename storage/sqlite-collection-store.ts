@@ -1,7 +1,6 @@
 import { dirname, join } from 'node:path'
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import type { RepositoryName } from '../src/oci/reference.js'
 import type {
   CandidatePage,
   CollectionStore,
@@ -9,17 +8,15 @@ import type {
   CondemnedBlob,
   DigestFacts,
   IdleLink,
-  LinkFacts,
+  IdleManifest,
   LinkKey,
-  ManifestFacts,
+  Moments,
 } from './collection-store.js'
 import { toStorageError } from './errors.js'
-import { manifestsAbove, prepareRemoval } from './sqlite-collection-operations.js'
+import { explainDigest, prepareFacts } from './sqlite-collection-facts.js'
+import { manifestUsedAt, neededBlob, neededLink, prepareRemoval } from './sqlite-collection-operations.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
-
-/** Manifests that are followed upwards when somebody asks why one is kept. */
-const mostExplained = 10_000
 
 /**
  * Takes the lock that a collector holds while it is at work; undefined when one is. It ends with its process,
@@ -53,26 +50,28 @@ const notNamed = `NOT EXISTS (SELECT 1 FROM manifest_child c
   WHERE c.repository_id = l.repository_id AND c.digest = b.digest)`
 
 type Window = { after: number; end: number; before: number }
+type LinkWindow = LinkKey & Moments & { endRepositoryId: number; endBlobId: number }
 
 function prepareWalks(db: Database) {
   const links = (condition: string) =>
-    db.prepare<LinkKey & { endRepositoryId: number; endBlobId: number; before: number }, IdleLink>(
+    db.prepare<LinkWindow, IdleLink>(
       `SELECT l.repository_id AS repositoryId, l.blob_id AS blobId, r.name AS repository, b.digest, b.size
        FROM blob_link l JOIN repository r ON r.id = l.repository_id JOIN blob b ON b.id = l.blob_id
        WHERE (l.repository_id, l.blob_id) > (:repositoryId, :blobId)
          AND (l.repository_id, l.blob_id) <= (:endRepositoryId, :endBlobId)
          AND l.linked_at < :before AND ${condition}
+         AND NOT ${neededLink('l.repository_id', 'b.digest')}
        ORDER BY l.repository_id, l.blob_id`,
     )
   return {
     manifestPageEnd: db.prepare<[number, number], number | null>(pageEnd('manifest')).pluck(),
-    idleManifests: db
-      .prepare<Window, number>(
-        `SELECT m.id FROM manifest m LEFT JOIN manifest_use u ON u.manifest_id = m.id
-         WHERE m.id > :after AND m.id <= :end AND max(m.created_at, coalesce(u.leased_at, 0)) < :before
-           AND NOT EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id) ORDER BY m.id`,
-      )
-      .pluck(),
+    idleManifests: db.prepare<Window, Omit<IdleManifest, 'isMirrored'> & { mirror: string | null }>(
+      `SELECT m.id, r.name AS repository, r.mirror, ${manifestUsedAt} AS usedAt
+       FROM manifest m JOIN repository r ON r.id = m.repository_id
+       LEFT JOIN manifest_use u ON u.manifest_id = m.id
+       WHERE m.id > :after AND m.id <= :end AND usedAt < :before
+         AND NOT EXISTS (SELECT 1 FROM tag t WHERE t.manifest_id = m.id) ORDER BY m.id`,
+    ),
     linkPageEnd: db.prepare<LinkKey & { last: number }, LinkKey>(
       `SELECT repository_id AS repositoryId, blob_id AS blobId FROM blob_link
        WHERE (repository_id, blob_id) > (:repositoryId, :blobId)
@@ -81,10 +80,11 @@ function prepareWalks(db: Database) {
     idleLinks: links(notNamed),
     idleNamedLinks: links('TRUE'),
     blobPageEnd: db.prepare<[number, number], number | null>(pageEnd('blob')).pluck(),
-    unlinkedBlobs: db.prepare<Window, CondemnedBlob>(
+    unlinkedBlobs: db.prepare<Window & Moments, CondemnedBlob>(
       `SELECT digest, size FROM blob b WHERE id > :after AND id <= :end
          AND state = 'live' AND created_at < :before
-         AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = b.id) ORDER BY id`,
+         AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = b.id)
+         AND NOT ${neededBlob('b.digest')} ORDER BY id`,
     ),
     strangers: db
       .prepare<[string], Digest>(
@@ -100,54 +100,8 @@ function prepareWalks(db: Database) {
     countLinks: db.prepare<[number], number>('SELECT count(*) FROM blob_link WHERE blob_id = ?').pluck(),
     indexMadeAt: db.prepare<[], number>('SELECT index_made_at FROM collection').pluck(),
     previewRemoval: prepareRemoval(db),
-    ...prepareFacts(db),
+    facts: prepareFacts(db),
   }
-}
-
-function prepareFacts(db: Database) {
-  return {
-    blobFacts: db.prepare<[string], { size: number; state: string; storedAt: number }>(
-      'SELECT size, state, created_at AS storedAt FROM blob WHERE digest = ?',
-    ),
-    arriving: db.prepare<[string], number>('SELECT 1 FROM upload WHERE finishing = ? LIMIT 1').pluck(),
-    linkFacts: db.prepare<
-      [string, number],
-      { repository: RepositoryName; repositoryId: number; leasedAt: number }
-    >(
-      `SELECT r.name AS repository, r.id AS repositoryId, l.linked_at AS leasedAt FROM blob b
-       JOIN blob_link l ON l.blob_id = b.id JOIN repository r ON r.id = l.repository_id
-       WHERE b.digest = ? LIMIT ?`,
-    ),
-    manifestFacts: db.prepare<[string, number], ManifestRow>(
-      `SELECT m.id, m.repository_id AS repositoryId, r.name AS repository, m.digest, m.subject,
-         m.created_at AS pushedAt, u.leased_at AS leasedAt, u.pulled_at AS pulledAt
-       FROM repository r JOIN manifest m ON m.repository_id = r.id
-       LEFT JOIN manifest_use u ON u.manifest_id = m.id WHERE m.digest = ? LIMIT ?`,
-    ),
-    parents: db
-      .prepare<{ repository: number; digest: string; subject: string | null; limit: number }, Digest>(
-        `SELECT m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest_id
-         WHERE c.repository_id = :repository AND c.digest = :digest
-         UNION
-         SELECT digest FROM manifest WHERE repository_id = :repository AND digest = :subject LIMIT :limit`,
-      )
-      .pluck(),
-    reachedFrom: db.prepare<{ id: number; most: number }, { tag: string; digest: Digest }>(
-      `${manifestsAbove} SELECT t.name AS tag, above.digest FROM above
-       JOIN tag t ON t.manifest_id = above.id LIMIT 1`,
-    ),
-  }
-}
-
-interface ManifestRow {
-  readonly id: number
-  readonly repositoryId: number
-  readonly repository: RepositoryName
-  readonly digest: Digest
-  readonly subject: string | null
-  readonly pushedAt: number
-  readonly leasedAt: number | null
-  readonly pulledAt: number | null
 }
 
 /** See {@link CollectionStore} for what each method promises. */
@@ -199,11 +153,20 @@ export class SqliteCollectionStore implements CollectionStore {
     return (await this.#read((queries) => queries.indexMadeAt.get())) ?? Number.MAX_SAFE_INTEGER
   }
 
-  listIdleManifests(after: number, before: number, limit: number): Promise<CandidatePage<number, number>> {
+  forgetOld(...args: Parameters<CollectionStore['forgetOld']>): Promise<number> {
+    return this.#writer.run('forgetOld', ...args)
+  }
+
+  listIdleManifests(
+    after: number,
+    before: number,
+    limit: number,
+  ): Promise<CandidatePage<IdleManifest, number>> {
     return this.#read((queries) => {
       const end = queries.manifestPageEnd.get(after, limit) ?? undefined
       if (end === undefined) return { items: [], next: undefined }
-      return { items: queries.idleManifests.all({ after, end, before }), next: end }
+      const rows = queries.idleManifests.all({ after, end, before })
+      return { items: rows.map(({ mirror, ...row }) => ({ ...row, isMirrored: mirror !== null })), next: end }
     })
   }
 
@@ -215,7 +178,7 @@ export class SqliteCollectionStore implements CollectionStore {
 
   listIdleLinks(
     after: LinkKey | undefined,
-    before: number,
+    moments: Moments,
     limit: number,
     named?: 'named',
   ): Promise<CandidatePage<IdleLink, LinkKey>> {
@@ -225,7 +188,7 @@ export class SqliteCollectionStore implements CollectionStore {
       const end = next ?? { repositoryId: Number.MAX_SAFE_INTEGER, blobId: 0 }
       const links = named === undefined ? queries.idleLinks : queries.idleNamedLinks
       const { repositoryId: endRepositoryId, blobId: endBlobId } = end
-      const items = links.all({ repositoryId, blobId, endRepositoryId, endBlobId, before })
+      const items = links.all({ repositoryId, blobId, endRepositoryId, endBlobId, ...moments })
       return { items, next }
     })
   }
@@ -238,13 +201,13 @@ export class SqliteCollectionStore implements CollectionStore {
 
   listUnlinkedBlobs(
     after: number,
-    before: number,
+    moments: Moments,
     limit: number,
   ): Promise<CandidatePage<CondemnedBlob, number>> {
     return this.#read((queries) => {
       const end = queries.blobPageEnd.get(after, limit) ?? undefined
       if (end === undefined) return { items: [], next: undefined }
-      return { items: queries.unlinkedBlobs.all({ after, end, before }), next: end }
+      return { items: queries.unlinkedBlobs.all({ after, end, ...moments }), next: end }
     })
   }
 
@@ -275,27 +238,11 @@ export class SqliteCollectionStore implements CollectionStore {
   }
 
   explainDigest(digest: Digest, limit: number): Promise<DigestFacts> {
-    return this.#read((queries) => {
-      const blob = queries.blobFacts.get(digest)
-      return {
-        blob:
-          blob === undefined
-            ? undefined
-            : { size: blob.size, isCondemned: blob.state !== 'live', storedAt: blob.storedAt },
-        isArriving: queries.arriving.get(digest) !== undefined,
-        links: queries.linkFacts
-          .all(digest, limit)
-          .map(({ repository, repositoryId, leasedAt }): LinkFacts => {
-            const namedBy = queries.parents.all({ repository: repositoryId, digest, subject: null, limit })
-            return { repository, leasedAt, namedBy }
-          }),
-        manifests: queries.manifestFacts.all(digest, limit).map((row) => toFacts(queries, row, limit)),
-      }
-    })
+    return this.#read((queries) => explainDigest(queries.facts, digest, limit))
   }
 
-  previewRemoval(id: number, before: number): ReturnType<CollectionStore['previewRemoval']> {
-    return this.#read((queries) => queries.previewRemoval(id, before))
+  previewRemoval(id: number, moments: Moments): ReturnType<CollectionStore['previewRemoval']> {
+    return this.#read((queries) => queries.previewRemoval(id, moments))
   }
 
   listNamingManifests(link: LinkKey, limit: number): Promise<number[]> {
@@ -305,18 +252,5 @@ export class SqliteCollectionStore implements CollectionStore {
 
   async countLinks(blobId: number): Promise<number> {
     return (await this.#read((queries) => queries.countLinks.get(blobId))) ?? 0
-  }
-}
-
-function toFacts(queries: ReturnType<typeof prepareWalks>, row: ManifestRow, limit: number): ManifestFacts {
-  const { id, repositoryId, repository, digest, subject, pushedAt } = row
-  return {
-    repository,
-    digest,
-    pushedAt,
-    leasedAt: row.leasedAt ?? undefined,
-    pulledAt: row.pulledAt ?? undefined,
-    reachedFrom: queries.reachedFrom.get({ id, most: mostExplained }),
-    parents: queries.parents.all({ repository: repositoryId, digest, subject, limit }),
   }
 }

@@ -3,8 +3,16 @@ import type { Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import { matchesTag } from '../src/oci/tag-pattern.js'
-import type { Condition, DeleteResult, NewManifest, Pull, PutManifestResult } from './metadata-store.js'
+import type {
+  Condition,
+  DeleteResult,
+  Deletion,
+  NewManifest,
+  Pull,
+  PutManifestResult,
+} from './metadata-store.js'
 import { prepareRepositoryId } from './sqlite-blob-operations.js'
+import { prepareBurial, prepareHistory } from './sqlite-history-operations.js'
 
 /** Manifests and tags. */
 export function prepareManifests(db: Database) {
@@ -28,15 +36,14 @@ export function prepareManifests(db: Database) {
      ON CONFLICT (repository_id, name)
      DO UPDATE SET manifest_id = excluded.manifest_id, updated_at = excluded.updated_at`,
   )
-  const tagTarget = db
-    .prepare<[number, string], number>('SELECT manifest_id FROM tag WHERE repository_id = ? AND name = ?')
-    .pluck()
-  const deleteTag = db
-    .prepare<[string, string], number>(
-      `DELETE FROM tag WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?
-       RETURNING manifest_id`,
-    )
-    .pluck()
+  const tagTarget = db.prepare<[number, string], { id: number; digest: Digest }>(
+    `SELECT m.id, m.digest FROM tag t JOIN manifest m ON m.id = t.manifest_id
+     WHERE t.repository_id = ? AND t.name = ?`,
+  )
+  const deleteTag = db.prepare<[number, string], { manifest: number; digest: Digest }>(
+    `DELETE FROM tag WHERE repository_id = ? AND name = ?
+     RETURNING manifest_id AS manifest, (SELECT digest FROM manifest WHERE id = manifest_id) AS digest`,
+  )
   const findId = db
     .prepare<[string, string], number>(
       'SELECT m.id FROM manifest m JOIN repository r ON r.id = m.repository_id WHERE r.name = ? AND m.digest = ?',
@@ -54,9 +61,13 @@ export function prepareManifests(db: Database) {
     `UPDATE tag SET pulled_at = max(coalesce(pulled_at, 0), ?)
      WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?`,
   )
-  const deleteManifest = db.prepare(
-    'DELETE FROM manifest WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND digest = ?',
+  const findRepository = db.prepare<[string], { id: number; mirror: string | null }>(
+    'SELECT id, mirror FROM repository WHERE name = ?',
   )
+  const tagsOn = db.prepare<[number], Tag>('SELECT name FROM tag WHERE manifest_id = ?').pluck()
+  const deleteManifest = db.prepare('DELETE FROM manifest WHERE id = ?')
+  const noteChange = prepareHistory(db)
+  const bury = prepareBurial(db)
   const tagged = db
     .prepare<[number, string], Digest>(
       `SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest_id
@@ -93,10 +104,12 @@ export function prepareManifests(db: Database) {
   }
 
   /** What a tag pointed at until now has a while left, as what was just pushed. */
-  function moveTag(repository: number, tag: Tag, manifest: number, now: number): void {
+  function moveTag(repository: number, tag: Tag, id: number, { digest, user, now }: NewManifest): void {
     const before = tagTarget.get(repository, tag)
-    if (before !== undefined && before !== manifest) lease.run(before, now)
-    setTag.run(repository, tag, manifest, now)
+    if (before !== undefined && before.id !== id) lease.run(before.id, now)
+    setTag.run(repository, tag, id, now)
+    if (before?.id === id) return
+    noteChange(repository, tag, { digest, previous: before?.digest, how: 'push', user, now })
   }
 
   return {
@@ -130,7 +143,7 @@ export function prepareManifests(db: Database) {
       const { id } = stored
       if (stored.createdAt !== now) lease.run(id, now)
       for (const child of manifest.children) insertChild.run(repository, child.digest, id, child.role)
-      for (const tag of manifest.tags) moveTag(repository, tag, id, now)
+      for (const tag of manifest.tags) moveTag(repository, tag, id, manifest)
       return { outcome: 'stored' }
     },
 
@@ -154,22 +167,33 @@ export function prepareManifests(db: Database) {
       }
     },
 
-    deleteTag(repository: RepositoryName, tag: Tag, immutable: readonly string[], now: number): DeleteResult {
+    deleteTag(repository: RepositoryName, tag: Tag, { immutable, user, now }: Deletion): DeleteResult {
       if (isImmutable(tag, immutable) && hasTag.get(repository, tag) !== undefined) {
         return { outcome: 'immutable', tag }
       }
-      const manifest = deleteTag.get(repository, tag)
-      if (manifest === undefined) return { outcome: 'unknown' }
-      lease.run(manifest, now) // who deletes a tag may want it back
+      const id = findRepository.get(repository)?.id
+      const deleted = id === undefined ? undefined : deleteTag.get(id, tag)
+      if (id === undefined || deleted === undefined) return { outcome: 'unknown' }
+      lease.run(deleted.manifest, now) // who deletes a tag may want it back
+      noteChange(id, tag, { digest: undefined, previous: deleted.digest, how: 'delete', user, now })
       return { outcome: 'deleted' }
     },
 
     /** The tags and the edges go with it by their foreign keys. */
-    deleteManifest(repository: RepositoryName, digest: Digest, immutable: readonly string[]): DeleteResult {
+    deleteManifest(repository: RepositoryName, digest: Digest, deletion: Deletion): DeleteResult {
+      const { immutable, user, now } = deletion
       const tags = immutable.length === 0 ? [] : tagsAbove.all({ repository, digest })
       const kept = tags.find((tag) => isImmutable(tag, immutable))
       if (kept !== undefined) return { outcome: 'immutable', tag: kept }
-      return { outcome: deleteManifest.run(repository, digest).changes === 1 ? 'deleted' : 'unknown' }
+      const found = findRepository.get(repository)
+      const id = findId.get(repository, digest)
+      if (found === undefined || id === undefined) return { outcome: 'unknown' }
+      for (const tag of tagsOn.all(id)) {
+        noteChange(found.id, tag, { digest: undefined, previous: digest, how: 'delete', user, now })
+      }
+      if (found.mirror === null) bury({ id, repository: found.id, digest }, now)
+      deleteManifest.run(id)
+      return { outcome: 'deleted' }
     },
   }
 }

@@ -28,8 +28,10 @@ import { openDatabase } from './sqlite-connection.js'
 import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { SqliteQuotaStore } from './sqlite-quota-store.js'
+import { SqliteTagStore } from './sqlite-tag-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
+import type { TagStore } from './tag-store.js'
 
 /**
  * Creates the database file or brings it to the current schema. To be called before any store is opened, by
@@ -72,6 +74,7 @@ export interface SqliteStores {
   readonly mirrors: MirrorStore
   readonly integrity: IntegrityStore
   readonly quotas: QuotaStore
+  readonly tags: TagStore
 }
 
 /**
@@ -88,6 +91,7 @@ export async function openSqliteStores(options: WriterOptions): Promise<SqliteSt
     mirrors: new SqliteMirrorStore(db, writer),
     integrity: new SqliteIntegrityStore(db, writer),
     quotas: new SqliteQuotaStore(db, writer),
+    tags: new SqliteTagStore(db, writer),
   }
 }
 

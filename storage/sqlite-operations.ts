@@ -10,6 +10,7 @@ import { prepareIntegrity } from './sqlite-integrity-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
 import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
 import { prepareQuotas } from './sqlite-quota-operations.js'
+import { prepareTags } from './sqlite-tag-operations.js'
 import { prepareUploads } from './sqlite-upload-operations.js'
 
 /**
@@ -36,6 +37,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   // CollectionStore.syncCondemned).
   'removeManifests',
   'removeLinks',
+  'forgetOld',
   'condemnBlobs',
   'condemnFiles',
   'claimCondemned',
@@ -55,6 +57,7 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   'noteUses',
   'noteWork',
   'noteSync',
+  'noteRunning',
 ])
 
 /**
@@ -64,12 +67,14 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
 export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>([
   'deleteManifest',
   'deleteTag',
+  'removeTags',
   'unlinkBlob',
   'takeTurn',
   'releaseTurn',
   'releaseTurns',
   'removeUpload',
   'expireUploads',
+  'forgetOld',
   'removeManifests',
   'removeLinks',
   'condemnBlobs',
@@ -103,6 +108,7 @@ export function prepareOperations(db: Database) {
     ...prepareAccessOperations(db),
     ...prepareCollection(db),
     ...prepareIntegrity(db),
+    ...prepareTags(db),
     ...mirrors,
     ...quotas,
 

@@ -28,7 +28,7 @@ interface Room {
 
 const oci = /^src\/oci\//
 const config = /^config\//
-const ports = /^storage\/(?:blob|metadata|access|collection|mirror|integrity|quota)-store\.ts$/
+const ports = /^storage\/(?:blob|metadata|access|collection|mirror|integrity|quota|tag)-store\.ts$/
 const composition = /^src\/(?:app|stores|token-app|mending|mirror-(?:app|sync-app|states|privacy))\.ts$/
 const version = /^src\/version\.ts$/
 
@@ -39,7 +39,7 @@ const rooms: readonly Room[] = [
   {
     name: 'the rules',
     files: /^src\/registry\//,
-    imports: [oci, /^storage\/(?:blob|metadata|collection|integrity|quota)-store\.ts$/],
+    imports: [oci, /^storage\/(?:blob|metadata|collection|integrity|quota|tag)-store\.ts$/],
   },
   { name: 'access', files: /^src\/auth\//, imports: [oci, /^storage\/access-store\.ts$/] },
   {

@@ -1,10 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Digest } from '../oci/digest.js'
 import { parseDigest } from '../oci/digest.js'
-import type { CollectionReport, GarbageOptions } from '../registry/gc.js'
+import type { CollectionReport } from '../registry/gc.js'
 import { explainDigest, type Reason } from '../registry/gc-explain.js'
+import type { GarbageOptions } from '../registry/gc-moments.js'
 import { previewCollection } from '../registry/gc-preview.js'
-import { createCollector } from '../stores.js'
+import { createCollector, garbageOptions } from '../stores.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
 import { interruptible, type Progress, showProgress } from './progress.js'
 import { type Place, withPlace } from './store.js'
@@ -61,7 +62,7 @@ function readDigest(text: string): Digest {
 }
 
 function optionsOf({ config }: Place): GarbageOptions {
-  return { holder: 'command:', ...config.gc }
+  return garbageOptions(config, 'command:')
 }
 
 async function collect(place: Place, unknown: boolean): Promise<CollectionReport> {

@@ -119,7 +119,8 @@ async function openAudit(log: 'json' | undefined): Promise<{
   }
 }
 
-function systemUser(): string {
+/** The name of whoever runs the command. */
+export function systemUser(): string {
   try {
     return userInfo().username
   } catch {

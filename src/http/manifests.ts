@@ -54,6 +54,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
           : new Uint8Array(0),
         contentType: request.headers['content-type'],
         condition: readCondition(request),
+        user: exchange.caller.identity.name,
       })
       const headers: OutgoingHttpHeaders = {
         Location: `/v2/${repository}/manifests/${pushed.digest}`,
@@ -67,8 +68,10 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
     /** DL-01 and DL-02: a tag alone, or a manifest with all its tags. */
     async deleteManifest(exchange: Exchange): Promise<void> {
       const reference = parseReference(exchange.param('reference'))
-      if (reference.kind === 'tag') await manifests.deleteTag(exchange.repository, reference.tag)
-      else await manifests.deleteManifest(exchange.repository, reference.digest)
+      const { repository, caller } = exchange
+      const user = caller.identity.name
+      if (reference.kind === 'tag') await manifests.deleteTag(repository, reference.tag, user)
+      else await manifests.deleteManifest(repository, reference.digest, user)
       audit(exchange, 'delete', { repository: exchange.repository, manifest: exchange.param('reference') })
       exchange.sendEmpty(202)
     },

@@ -201,7 +201,7 @@ export class MirrorManifests implements Manifests {
       this.#misses.note(key, error)
       if (cached !== undefined && mirror.options.onUpstreamDeleted === 'drop') {
         const immutable = this.#options.immutableTags(repository)
-        await this.#options.metadata.deleteTag(repository, tag, immutable, Date.now())
+        await this.#options.metadata.deleteTag(repository, tag, { immutable, now: Date.now() })
       }
       throw error
     }
@@ -345,12 +345,12 @@ export class MirrorManifests implements Manifests {
     return this.#local.putManifest(push)
   }
 
-  deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
-    return this.#local.deleteTag(repository, tag)
+  deleteTag(...args: Parameters<Manifests['deleteTag']>): Promise<void> {
+    return this.#local.deleteTag(...args)
   }
 
-  deleteManifest(repository: RepositoryName, digest: Digest): Promise<void> {
-    return this.#local.deleteManifest(repository, digest)
+  deleteManifest(...args: Parameters<Manifests['deleteManifest']>): Promise<void> {
+    return this.#local.deleteManifest(...args)
   }
 
   listRepositories(...args: Parameters<Manifests['listRepositories']>): Promise<Page> {

@@ -1,5 +1,12 @@
-import type { CandidatePage, CollectionStore, IdleLink, LinkKey } from '../../storage/collection-store.js'
-import { type CollectionReport, emptyReport, type GarbageOptions, momentsOf, reportOf } from './gc.js'
+import type {
+  CandidatePage,
+  CollectionStore,
+  IdleLink,
+  LinkKey,
+  Moments,
+} from '../../storage/collection-store.js'
+import { type CollectionReport, emptyReport, reportOf } from './gc.js'
+import { type CollectionMoments, type GarbageOptions, groupByMoment, momentsOf } from './gc-moments.js'
 
 /** Rows that are read at once. */
 const pageSize = 500
@@ -19,7 +26,7 @@ export async function previewCollection(
   const report = emptyReport()
   const moments = momentsOf(options, Date.now())
   const doomed = new Set<number>()
-  if (moments.manifests !== undefined) await findManifests(collection, moments.manifests, { doomed, report })
+  await findManifests(collection, moments, { doomed, report })
   await findLinks(collection, moments.links, { doomed, report })
   const unlinked = pages((after: number | undefined) =>
     collection.listUnlinkedBlobs(after ?? 0, moments.blobs, pageSize),
@@ -37,30 +44,34 @@ interface Findings {
 
 async function findManifests(
   collection: CollectionStore,
-  before: number,
+  moments: CollectionMoments,
   { doomed, report }: Findings,
 ): Promise<void> {
+  const { manifests: latest, undo } = moments
+  if (latest === undefined) return
   const idle = pages((after: number | undefined) =>
-    collection.listIdleManifests(after ?? 0, before, pageSize),
+    collection.listIdleManifests(after ?? 0, latest, pageSize),
   )
   for await (const candidate of idle) {
-    if (doomed.has(candidate)) continue
-    for (const { id, repository } of await collection.previewRemoval(candidate, before)) {
-      if (doomed.has(id)) continue
-      doomed.add(id)
-      reportOf(report, repository).manifests++
+    for (const [before, [at = 0]] of groupByMoment([candidate], moments)) {
+      if (doomed.has(at)) continue
+      for (const { id, repository } of await collection.previewRemoval(at, { before, undo })) {
+        if (doomed.has(id)) continue
+        doomed.add(id)
+        reportOf(report, repository).manifests++
+      }
     }
   }
 }
 
 async function findLinks(
   collection: CollectionStore,
-  before: number,
+  moments: Moments,
   { doomed, report }: Findings,
 ): Promise<void> {
   const named = doomed.size > 0 ? 'named' : undefined
   const links = pages((after: LinkKey | undefined) =>
-    collection.listIdleLinks(after, before, pageSize, named),
+    collection.listIdleLinks(after, moments, pageSize, named),
   )
   const left = new Map<number, number>()
   for await (const link of links) {

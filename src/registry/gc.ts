@@ -5,11 +5,14 @@ import type {
   CollectionStore,
   CollectionSums,
   CondemnedBlob,
+  IdleManifest,
+  Moments,
   StepResult,
 } from '../../storage/collection-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
-import { leaseSlack, steadyClock } from './leases.js'
+import { type CollectionMoments, type GarbageOptions, groupByMoment, momentsOf } from './gc-moments.js'
+import { steadyClock } from './leases.js'
 import { Pace } from './pace.js'
 
 /** Rows that are read at once: no more than a few milliseconds. */
@@ -31,16 +34,6 @@ const busyPatience = 30_000
 /** Files without a row that interruptions can have left; more of them say that the index is another one. */
 const mostStrangers = 100
 const strangersShare = 10
-
-/** What the collector is told. All in milliseconds. */
-export interface GarbageOptions {
-  /** Name of this process: what it condemns is its own. */
-  readonly holder: string
-  /** How long what somebody relied on stays at least. */
-  readonly grace: number
-  /** The same for manifests without a tag; undefined keeps them. */
-  readonly untagged?: number | undefined
-}
 
 /** What a collection did in one repository. */
 export interface RepositoryReport {
@@ -92,16 +85,6 @@ export function reportOf(report: CollectionReport, name: RepositoryName): Reposi
   return known
 }
 
-/** The moments before which a collection that begins now takes things. */
-export function momentsOf(options: GarbageOptions, now: number) {
-  const { grace, untagged } = options
-  return {
-    blobs: now - grace,
-    links: now - grace - leaseSlack(grace),
-    manifests: untagged === undefined ? undefined : now - untagged - leaseSlack(untagged),
-  }
-}
-
 /**
  * Garbage collection while pushes and pulls go on. Everything is read before anything is removed, so that a read
  * that fails removes nothing; each removal looks again at what it rests on; pauses let others write.
@@ -130,24 +113,28 @@ export class GarbageCollector {
     return this.#run(options, async (pass) => {
       const moments = momentsOf(this.#options, this.#clock())
       await pass.finishOthers()
-      if (moments.manifests !== undefined) await pass.removeManifests(moments.manifests)
+      await pass.forgetOld(moments)
+      await pass.removeManifests(moments)
       await pass.removeLinks(moments.links)
       await pass.removeBlobs(moments.blobs)
-      if (options.strangers !== 'no') await pass.removeStrangers(moments.blobs, options.strangers === 'all')
+      if (options.strangers !== 'no') {
+        await pass.removeStrangers(moments.blobs.before, options.strangers === 'all')
+      }
     })
   }
 
   /**
-   * Removes these blobs at once, whatever their age, as far as nothing links them and no upload is finishing to
-   * them. Waits for a collection that is at work.
+   * Removes these blobs at once, whatever their age, as far as nothing links them, nothing that can be restored needs
+   * them, and no upload is finishing to them. Waits for a collection that is at work.
    * @returns undefined when that took too long
    * @throws RegistryError UNAVAILABLE or STORAGE_FULL
    */
   async collectBlobs(digests: readonly Digest[]): Promise<CollectionReport | undefined> {
     const deadline = performance.now() + busyPatience
     for (;;) {
+      const { undo } = momentsOf(this.#options, this.#clock())
       const report = await this.#run({ strangers: 'no' }, (pass) =>
-        pass.condemnAndRemove(digests, Number.MAX_SAFE_INTEGER),
+        pass.condemnAndRemove(digests, { before: Number.MAX_SAFE_INTEGER, undo }),
       )
       if (report !== undefined || performance.now() > deadline) return report
       await delay(busyPause)
@@ -213,26 +200,40 @@ class Pass {
     }
   }
 
-  async removeManifests(before: number): Promise<void> {
+  /** What cannot be restored any more needs nothing. */
+  async forgetOld({ undo, history }: CollectionMoments): Promise<void> {
+    const pace = new Pace()
+    while (!this.#isStopped()) {
+      if ((await this.#collection.forgetOld({ undo, history }, stepSize)) === 0) return
+      await pace.rest()
+    }
+  }
+
+  async removeManifests(moments: CollectionMoments): Promise<void> {
+    const { manifests: latest, undo } = moments
+    if (latest === undefined) return
     await this.#walkAndRemove(
-      (after: number | undefined) => this.#collection.listIdleManifests(after ?? 0, before, pageSize),
-      (ids) =>
-        this.#apply(ids, async (some) => {
-          const step = await this.#collection.removeManifests(some, before)
-          for (const { repository } of step.items) reportOf(this.#report, repository).manifests++
-          return step
-        }),
+      (after: number | undefined) => this.#collection.listIdleManifests(after ?? 0, latest, pageSize),
+      async (found: readonly IdleManifest[]) => {
+        for (const [before, ids] of groupByMoment(found, moments)) {
+          await this.#apply(ids, async (some) => {
+            const step = await this.#collection.removeManifests(some, { before, undo })
+            for (const { repository } of step.items) reportOf(this.#report, repository).manifests++
+            return step
+          })
+        }
+      },
     )
   }
 
-  async removeLinks(before: number): Promise<void> {
+  async removeLinks(moments: Moments): Promise<void> {
     await this.#walkAndRemove(
       (after: { repositoryId: number; blobId: number } | undefined) =>
-        this.#collection.listIdleLinks(after, before, pageSize),
+        this.#collection.listIdleLinks(after, moments, pageSize),
       (links) =>
         this.#apply(links, async (some) => {
           const keys = some.map(({ repositoryId, blobId }) => ({ repositoryId, blobId }))
-          const step = await this.#collection.removeLinks(keys, before)
+          const step = await this.#collection.removeLinks(keys, moments)
           for (const { repository, size } of step.items) {
             const known = reportOf(this.#report, repository)
             known.blobs++
@@ -243,23 +244,23 @@ class Pass {
     )
   }
 
-  async removeBlobs(before: number): Promise<void> {
+  async removeBlobs(moments: Moments): Promise<void> {
     await this.#walkAndRemove(
-      (after: number | undefined) => this.#collection.listUnlinkedBlobs(after ?? 0, before, pageSize),
+      (after: number | undefined) => this.#collection.listUnlinkedBlobs(after ?? 0, moments, pageSize),
       (blobs) =>
         this.condemnAndRemove(
           blobs.map(({ digest }) => digest),
-          before,
+          moments,
         ),
     )
   }
 
-  async condemnAndRemove(digests: readonly Digest[], before: number): Promise<void> {
+  async condemnAndRemove(digests: readonly Digest[], moments: Moments): Promise<void> {
     const { holder } = this.#options
     for (let at = 0; at < digests.length && !this.#isStopped(); at += roundSize) {
       const condemned: CondemnedBlob[] = []
       await this.#apply(digests.slice(at, at + roundSize), async (some) => {
-        const step = await this.#collection.condemnBlobs(some, holder, before)
+        const step = await this.#collection.condemnBlobs(some, holder, moments)
         condemned.push(...step.items)
         return step
       })

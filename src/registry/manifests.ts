@@ -32,8 +32,8 @@ export interface ManifestOptions {
   readonly isSparse: (repository: RepositoryName) => boolean
   /** Patterns of the repository's tags that nobody moves or deletes (protocol MF-13). */
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
-  /** Milliseconds for which a manifest stays that no tag leads to; undefined when they all do (see leases.ts). */
-  readonly untagged?: number | undefined
+  /** Milliseconds for which manifests of a repository stay that no tag leads to; undefined for ever (see leases.ts). */
+  readonly untagged?: (repository: RepositoryName) => number | undefined
   /** Has the last word on bytes. */
   readonly disk: Pick<DiskGuard, 'admit'>
   /** Hears of pulls. */
@@ -51,6 +51,8 @@ export interface Push {
   readonly bytes: Uint8Array
   readonly contentType: string | undefined
   readonly condition: Condition | undefined
+  /** Who pushes it; '' for nobody who is known. */
+  readonly user: string
 }
 
 /** What a push has done. */
@@ -102,9 +104,10 @@ export class ManifestService {
    * for a while; by its digest alone only a lease keeps it.
    */
   async #rely(repository: RepositoryName, reference: Reference, digest: Digest): Promise<void> {
-    const { untagged, pulls } = this.#options
-    pulls.note(repository, reference, digest)
-    if (untagged === undefined || reference.kind === 'tag') return
+    this.#options.pulls.note(repository, reference, digest)
+    if (reference.kind === 'tag') return
+    const untagged = this.#options.untagged?.(repository)
+    if (untagged === undefined) return
     const slack = leaseSlack(untagged)
     if (!(await this.#metadata.leaseManifest(repository, digest, Date.now(), slack))) {
       await this.#unknown(repository, reference)
@@ -139,6 +142,7 @@ export class ManifestService {
       sparse: this.#options.isSparse(repository),
       immutable: this.#options.immutableTags(repository),
       condition: push.condition,
+      user: push.user,
       now: Date.now(),
     })
     switch (result.outcome) {
@@ -160,18 +164,26 @@ export class ManifestService {
     }
   }
 
-  /** Removes one tag and nothing else. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable */
-  async deleteTag(repository: RepositoryName, tag: Tag): Promise<void> {
+  /**
+   * Removes one tag and nothing else. @param user who does it; '' for nobody who is known
+   * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable
+   */
+  async deleteTag(repository: RepositoryName, tag: Tag, user: string): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
-    const result = await this.#metadata.deleteTag(repository, tag, immutable, Date.now())
+    const deletion = { immutable, user, now: Date.now() }
+    const result = await this.#metadata.deleteTag(repository, tag, deletion)
     if (result.outcome === 'immutable') throw immutableTag(result.tag)
     if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'tag', tag })
   }
 
-  /** Removes a manifest and every tag on it. @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when a tag on it is immutable */
-  async deleteManifest(repository: RepositoryName, digest: Digest): Promise<void> {
+  /**
+   * Removes a manifest and every tag on it. @param user who does it; '' for nobody who is known
+   * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when a tag on it is immutable
+   */
+  async deleteManifest(repository: RepositoryName, digest: Digest, user: string): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
-    const result = await this.#metadata.deleteManifest(repository, digest, immutable)
+    const deletion = { immutable, user, now: Date.now() }
+    const result = await this.#metadata.deleteManifest(repository, digest, deletion)
     if (result.outcome === 'immutable') throw immutableTag(result.tag)
     if (result.outcome === 'unknown') await this.#unknown(repository, { kind: 'digest', digest })
   }

@@ -103,7 +103,7 @@ async function collect({ root, size }: { root: string; size: number }): Promise<
   await metadata.finishUpload('one', 'child', { digest, size }, 1)
   await metadata.unlinkBlob(repository, digest)
   say('garbage')
-  const collector = new GarbageCollector({ blobs, collection }, { holder: 'child:', grace: 1 })
+  const collector = new GarbageCollector({ blobs, collection }, { holder: 'child:', grace: 1, undo: 1 })
   const report = await collector.collect({ strangers: 'no' })
   say('collected')
   say(report?.blobs)
@@ -209,8 +209,8 @@ async function durable({ path }: { path: string }): Promise<void> {
     mountBlob: () => metadata.mountBlob(other, digest, repository, 1),
     unlinkBlob: () => metadata.unlinkBlob(other, digest),
     putManifest: () => metadata.putManifest(emptyManifest(digest)),
-    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), [], 1),
-    deleteManifest: () => metadata.deleteManifest(repository, digest, []),
+    deleteTag: () => metadata.deleteTag(repository, parseTag('x'), { immutable: [], now: 1 }),
+    deleteManifest: () => metadata.deleteManifest(repository, digest, { immutable: [], now: 1 }),
     startAnother: () => metadata.startUpload(upload, 10, 1),
     expireUploads: () => metadata.expireUploads(2, 10),
   }

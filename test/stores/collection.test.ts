@@ -25,6 +25,7 @@ const old = 1000
 const now = 1_000_000
 /** Leases that end before this have run out. */
 const before = now - 100
+const moments = { before, undo: before }
 const holder = 'collector:'
 
 type Stores = Awaited<ReturnType<typeof openStores>>
@@ -105,16 +106,16 @@ function collectionOf({ collection, blobs }: Stores, digest: Digest) {
   let condemned: Digest[] = []
   return [
     async () => {
-      const { items } = await collection.listIdleLinks(undefined, before, 1_000_000)
+      const { items } = await collection.listIdleLinks(undefined, moments, 1_000_000)
       links = items.filter((item) => item.digest === digest)
     },
-    async () => void (await collection.removeLinks(links, before)),
+    async () => void (await collection.removeLinks(links, moments)),
     async () => {
-      const { items } = await collection.listUnlinkedBlobs(0, before, 1_000_000)
+      const { items } = await collection.listUnlinkedBlobs(0, moments, 1_000_000)
       unlinked = items.filter((item) => item.digest === digest).map((item) => item.digest)
     },
     async () => {
-      const { items } = await collection.condemnBlobs(unlinked, holder, before)
+      const { items } = await collection.condemnBlobs(unlinked, holder, moments)
       condemned = items.map((item) => item.digest)
     },
     () => blobs.remove(condemned),
@@ -216,13 +217,13 @@ t.test('everything else that writes, before and after every step of a collection
     putAndDelete: async ({ digest, bytes }, tag) => {
       const manifest = manifestOf(digest, bytes.length, tag)
       await metadata.putManifest(manifest)
-      await metadata.deleteManifest(team, manifest.digest, [])
+      await metadata.deleteManifest(team, manifest.digest, { immutable: [], now: old })
       return false
     },
     retag: async ({ digest, bytes }, tag) => {
       const isStored =
         (await metadata.putManifest(manifestOf(digest, bytes.length, tag))).outcome === 'stored'
-      await metadata.deleteTag(team, parseTag(tag), [], now)
+      await metadata.deleteTag(team, parseTag(tag), { immutable: [], now: old })
       return isStored
     },
     restart: async () => {
@@ -329,7 +330,7 @@ t.test('the collector itself, with an upload between any two of its calls (R06)'
       }
       const collector = new GarbageCollector(
         { blobs: hooked(stores.blobs, advance), collection: hooked(stores.collection, advance) },
-        { holder, grace },
+        { holder, grace, undo: 0 },
       )
       await collector.collect({ strangers: 'no' })
       await advance(true)
@@ -343,7 +344,7 @@ t.test(
   'a collector that dies after any step: the next one finishes, and an upload need not wait',
   async (t) => {
     const stores = await newStores(t)
-    const collector = new GarbageCollector(stores, { holder: 'next:', grace: 1 })
+    const collector = new GarbageCollector(stores, { holder: 'next:', grace: 1, undo: 0 })
     for (let at = 0; at <= 6; at++) {
       for (const isPushed of [false, true]) {
         const content = newContent()
@@ -382,7 +383,7 @@ t.test('one collector at a time, in one process or several stores of it', async 
   const content = newContent()
   await store(stores, content, old)
   await stores.metadata.unlinkBlob(team, content.digest)
-  await stores.collection.condemnBlobs([content.digest], holder, before)
+  await stores.collection.condemnBlobs([content.digest], holder, moments)
   const upload = uploadOf(second, content)
   await upload.begin()
   t.equal(await upload.turn(), false, 'an upload to what a living collector has condemned waits')
@@ -413,21 +414,34 @@ t.test('manifests: looked at again when they are removed, and what leads to them
   const parent = await put('parent', { children: [entry] })
   const referrer = await put('referrer', { subject: child.digest })
   const all = [child, parent, referrer]
-  const { items } = await collection.listIdleManifests(0, before, 100)
+  const found = await collection.listIdleManifests(0, before, 100)
+  const items = found.items.map(({ id }) => id)
   t.equal(items.length, 3, 'all are idle by themselves')
   const left = async () => {
     const heads = all.map(({ digest }) => metadata.findManifestHead(team, parseReference(digest)))
     return (await Promise.all(heads)).filter((head) => head !== undefined).length
   }
   await metadata.leaseManifest(team, parent.digest, now, 10)
-  t.strictSame((await collection.removeManifests(items, before)).items, [], 'a parent in use keeps all below')
+  t.strictSame(
+    (await collection.removeManifests(items, moments)).items,
+    [],
+    'a parent in use keeps all below',
+  )
   t.equal(await left(), 3)
   const tagged = { ...parent, tags: [parseTag('v1')], now: old }
   await metadata.putManifest(tagged)
-  t.strictSame((await collection.removeManifests(items, now + 1)).items, [], 'a tag above keeps all below')
-  await metadata.deleteTag(team, parseTag('v1'), [], now)
-  t.strictSame((await collection.removeManifests(items, now)).items, [], 'a deleted tag leaves a while')
-  const removed = await collection.removeManifests(items, now + 1)
+  t.strictSame(
+    (await collection.removeManifests(items, { before: now + 1, undo: now + 1 })).items,
+    [],
+    'a tag above keeps all below',
+  )
+  await metadata.deleteTag(team, parseTag('v1'), { immutable: [], now })
+  t.strictSame(
+    (await collection.removeManifests(items, { before: now, undo: now + 1 })).items,
+    [],
+    'a deleted tag leaves a while',
+  )
+  const removed = await collection.removeManifests(items, { before: now + 1, undo: now + 1 })
   t.equal(removed.items.length, 3, 'then all go')
   t.equal(await left(), 0)
 })
@@ -447,11 +461,11 @@ t.test('a read that fails removes nothing (R05)', async (t) => {
     })
   for (const method of ['listIdleLinks', 'listUnlinkedBlobs'] as const) {
     const broken = { blobs: stores.blobs, collection: failing(method) }
-    const collector = new GarbageCollector(broken, { holder, grace: 1 })
+    const collector = new GarbageCollector(broken, { holder, grace: 1, undo: 0 })
     await t.rejects(collector.collect({ strangers: 'some' }), { message: 'the disk fails' })
     t.ok(existsSync(fileOf(stores, content.digest)), `${method}: the bytes are there`)
   }
-  const collector = new GarbageCollector(stores, { holder, grace: 1 })
+  const collector = new GarbageCollector(stores, { holder, grace: 1, undo: 0 })
   t.match(await collector.collect({ strangers: 'some' }), { blobs: 1 }, 'the next one goes on')
 })
 
@@ -460,7 +474,7 @@ t.test('blobs that are told are collected at once, others are left', async (t) =
   const [free, linked, untold] = [newContent(), newContent(), newContent()] as const
   for (const content of [free, linked, untold]) await store(stores, content, Date.now())
   for (const content of [free, untold]) await stores.metadata.unlinkBlob(team, content.digest)
-  const collector = new GarbageCollector(stores, { holder, grace: 3_600_000 })
+  const collector = new GarbageCollector(stores, { holder, grace: 3_600_000, undo: 0 })
   const report = await collector.collectBlobs([free.digest, linked.digest])
   t.match(report, { blobs: 1, bytes: free.bytes.length })
   const isThere = [free, linked, untold].map(({ digest }) => existsSync(fileOf(stores, digest)))

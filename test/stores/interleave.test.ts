@@ -12,6 +12,7 @@ import {
 import { BlobService } from '../../src/registry/blobs.js'
 import { DiskGuard } from '../../src/registry/disk-guard.js'
 import { GarbageCollector } from '../../src/registry/gc.js'
+import { sameEverywhere } from '../../src/registry/gc-moments.js'
 import { ManifestService } from '../../src/registry/manifests.js'
 import { UploadService } from '../../src/registry/uploads.js'
 import type { BlobStore } from '../../storage/blob-store.js'
@@ -62,7 +63,7 @@ function servicesOn(stores: { readonly metadata: MetadataStore; readonly blobs: 
     manifests: new ManifestService(stores.metadata, {
       isSparse: () => false,
       immutableTags: () => [],
-      untagged: grace,
+      untagged: () => grace,
       disk,
       pulls: { note: () => undefined },
       parse: async (bytes, contentType) => parseManifest(bytes, contentType),
@@ -161,7 +162,14 @@ class World {
     tags: readonly string[] = [],
   ): Promise<void> {
     const contentType = what === this.index ? indexType : mediaType
-    const push = { repository: this.repository, bytes: what.bytes, contentType, condition: undefined, tags }
+    const push = {
+      repository: this.repository,
+      bytes: what.bytes,
+      contentType,
+      condition: undefined,
+      tags,
+      user: '',
+    }
     await manifests.putManifest({ ...push, reference: parseReference(reference) })
   }
 
@@ -280,12 +288,12 @@ operation('retag', 'tag', async (world, client) => {
 })
 
 operation('deletion of a tag', 'tag', async (world, { manifests }) => {
-  await manifests.deleteTag(world.repository, parseTag('v1'))
+  await manifests.deleteTag(world.repository, parseTag('v1'), '')
   return () => world.put(world.image, 'v9')
 })
 
 operation('deletion of a manifest', 'tag', async (world, { manifests }) => {
-  await manifests.deleteManifest(world.repository, world.image.digest)
+  await manifests.deleteManifest(world.repository, world.image.digest, '')
   return async () => {
     const reference = parseReference(world.image.digest)
     if (await isThere(world.calm.manifests.headManifest(world.repository, reference))) {
@@ -385,7 +393,7 @@ async function runAll(t: Test, name: string, run: Operation): Promise<void> {
 async function collect(blobs: BlobStore, collection: CollectionStore): Promise<void> {
   const collector = new GarbageCollector(
     { blobs, collection },
-    { holder: 'collector:', grace, untagged: grace },
+    { holder: 'collector:', grace, undo: grace, untagged: sameEverywhere(grace) },
   )
   await collector.collect({ strangers: 'no' })
 }

@@ -87,7 +87,7 @@ async function deleteTag(
   tag: string,
   immutable: string[] = [],
 ): Promise<string> {
-  return told(await store.deleteTag(repository, parseTag(tag), immutable, now))
+  return told(await store.deleteTag(repository, parseTag(tag), { immutable, now }))
 }
 
 /** Deletes a manifest; says the same. */
@@ -97,7 +97,7 @@ async function deleteManifest(
   digest: Digest,
   immutable: string[] = [],
 ): Promise<string> {
-  return told(await store.deleteManifest(repository, digest, immutable))
+  return told(await store.deleteManifest(repository, digest, { immutable, now }))
 }
 
 function told(result: DeleteResult): string {

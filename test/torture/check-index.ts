@@ -12,6 +12,7 @@ export function* checkDatabase(db: Database.Database): Generator<string> {
   }
   yield* checkJoins(db)
   yield* checkQuotas(db)
+  yield* checkDeleted(db)
 }
 
 /** I10: what counts against a quota is what the repositories that it counts hold. */
@@ -34,6 +35,29 @@ function* checkQuotas(db: Database.Database): Generator<string> {
   }
 }
 
+/** I3, I10: what was deleted must be as good as what was not: it may be brought back. */
+function* checkDeleted(db: Database.Database): Generator<string> {
+  const rows = db.prepare<[], { digest: string; size: number; bytes: Buffer }>(
+    'SELECT digest, size, bytes FROM deleted_manifest',
+  )
+  for (const { digest, size, bytes } of rows.iterate()) {
+    if (digestOf(bytes, digest.split(':', 1)[0]) !== digest)
+      yield `I3 deleted manifest ${digest} has other bytes`
+    if (size !== bytes.length) yield `I10 deleted manifest ${digest} has another size than its row says`
+    const named = new Set(readParts(bytes).children.map((child) => child.digest))
+    const edges = db
+      .prepare<[string], string>(
+        `SELECT DISTINCT c.digest FROM deleted_child c JOIN deleted_manifest d ON d.id = c.deleted_id
+         WHERE d.digest = ?`,
+      )
+      .pluck()
+      .all(digest)
+    if (edges.length !== named.size || edges.some((edge) => !named.has(edge))) {
+      yield `I2 deleted manifest ${digest} has other edges than parts`
+    }
+  }
+}
+
 /** I2: relations that the foreign keys alone do not prove. */
 function* checkJoins(db: Database.Database): Generator<string> {
   const questions = {
@@ -45,6 +69,20 @@ function* checkJoins(db: Database.Database): Generator<string> {
       WHERE NOT EXISTS (SELECT 1 FROM repository r WHERE r.id = l.repository_id)`,
     'I2 edges without a manifest of their own repository': `SELECT count(*) FROM manifest_child c
       WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = c.manifest_id AND m.repository_id = c.repository_id)`,
+    'I2 edges without a deleted manifest of their own repository': `SELECT count(*) FROM deleted_child c
+      WHERE NOT EXISTS (SELECT 1 FROM deleted_manifest d WHERE d.id = c.deleted_id AND d.repository_id = c.repository_id)`,
+    'I2 deleted manifests whose blobs are not kept': `SELECT count(*) FROM deleted_child c
+      WHERE c.is_linked = 1 AND NOT EXISTS (SELECT 1 FROM blob b WHERE b.digest = c.digest AND b.state = 'live')`,
+    'I1 tags that their history says were removed or are elsewhere': `SELECT count(*) FROM tag t
+      JOIN manifest m ON m.id = t.manifest_id JOIN tag_history h ON h.id = (
+        SELECT max(id) FROM tag_history WHERE repository_id = t.repository_id AND name = t.name)
+      WHERE h.digest IS NOT m.digest`,
+    'I5 tags that their history says are there': `SELECT count(*) FROM tag_history h
+      WHERE h.digest IS NOT NULL
+        AND h.id = (SELECT max(id) FROM tag_history WHERE repository_id = h.repository_id AND name = h.name)
+        AND NOT EXISTS (SELECT 1 FROM tag t WHERE t.repository_id = h.repository_id AND t.name = h.name)`,
+    'I1 changes of tags without a previous or a new digest': `SELECT count(*) FROM tag_history
+      WHERE digest IS NULL AND previous IS NULL`,
   }
   for (const [what, sql] of Object.entries(questions)) {
     const count = Number(db.prepare(sql).pluck().get())

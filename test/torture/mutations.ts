@@ -203,7 +203,13 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: 'the grace is ignored',
-    edits: [{ file: 'src/registry/gc.js', from: 'links: now - grace - leaseSlack(grace)', to: 'links: now' }],
+    edits: [
+      {
+        file: 'src/registry/gc-moments.js',
+        from: 'links: { before: now - grace - leaseSlack(grace), undo }',
+        to: 'links: { before: now, undo }',
+      },
+    ],
     hunter: 'gc',
     says: /MANIFEST_BLOB_UNKNOWN|within the grace/,
     isQuick: true,

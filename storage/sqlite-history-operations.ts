@@ -1,0 +1,78 @@
+import type { Database } from 'better-sqlite3'
+import type { Digest } from '../src/oci/digest.js'
+import type { Tag } from '../src/oci/reference.js'
+import type { ChangeKind } from './tag-store.js'
+
+/** Changes of one tag that are remembered, give or take {@link trimEvery}. */
+const mostChanges = 1000
+
+/** A tag's changes are counted at one of so many, so that the others pay nothing for it. */
+const trimEvery = 50
+
+/** A change to write down. */
+interface NewChange {
+  readonly digest: Digest | undefined
+  readonly previous: Digest | undefined
+  readonly how: ChangeKind
+  readonly user: string | undefined
+  readonly now: number
+}
+
+/** Writes down changes of tags, but for those of mirrors. */
+export function prepareHistory(db: Database) {
+  const insert = db.prepare(
+    `INSERT INTO tag_history (repository_id, name, digest, previous, how, user, at)
+     SELECT :repository, :tag, :digest, :previous, :how, :user, :now
+     WHERE (SELECT mirror FROM repository WHERE id = :repository) IS NULL`,
+  )
+  const trim = db.prepare<{ repository: number; tag: string; most: number }>(
+    `DELETE FROM tag_history WHERE repository_id = :repository AND name = :tag AND id < (
+       SELECT id FROM tag_history WHERE repository_id = :repository AND name = :tag
+       ORDER BY id DESC LIMIT 1 OFFSET :most - 1)`,
+  )
+  return function noteChange(repository: number, tag: Tag, change: NewChange): void {
+    const { digest = null, previous = null, how, user = null, now } = change
+    const { changes, lastInsertRowid } = insert.run({
+      repository,
+      tag,
+      digest,
+      previous,
+      how,
+      user: user === '' ? null : user,
+      now,
+    })
+    if (changes === 1 && Number(lastInsertRowid) % trimEvery === 0) {
+      trim.run({ repository, tag, most: mostChanges })
+    }
+  }
+}
+
+/**
+ * Moves manifests that are deleted out of everybody's sight, with their edges: until the time for undoing is over
+ * they keep what they need from being collected.
+ */
+export function prepareBurial(db: Database) {
+  const forget = db.prepare('DELETE FROM deleted_manifest WHERE repository_id = ? AND digest = ?')
+  const move = db
+    .prepare<[number, number], number>(
+      `INSERT INTO deleted_manifest
+         (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, deleted_at, bytes)
+       SELECT repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, ?, bytes
+       FROM manifest WHERE id = ? RETURNING id`,
+    )
+    .pluck()
+  // A right that the repository never had must not come of a restored manifest.
+  const moveEdges = db.prepare(
+    `INSERT INTO deleted_child (digest, repository_id, deleted_id, role, is_linked)
+     SELECT c.digest, c.repository_id, ?, c.role, EXISTS (
+       SELECT 1 FROM blob b JOIN blob_link l ON l.blob_id = b.id
+       WHERE b.digest = c.digest AND l.repository_id = c.repository_id)
+     FROM manifest_child c WHERE c.manifest_id = ?`,
+  )
+  return function buryManifest(row: { id: number; repository: number; digest: Digest }, now: number): void {
+    forget.run(row.repository, row.digest)
+    const deleted = move.get(now, row.id)
+    if (deleted === undefined) throw new Error('a manifest to delete is not there')
+    moveEdges.run(deleted, row.id)
+  }
+}
