@@ -1,6 +1,7 @@
 import type { Logger } from 'pino'
 import type { Config } from '../../config/schema.js'
 import type { CollectionReport, GarbageCollector } from '../registry/gc.js'
+import { ClockWatch } from '../registry/leases.js'
 
 /** Milliseconds between two looks for files without a row, at the most; with a short grace they come earlier. */
 const longestLook = 24 * 3_600_000
@@ -12,7 +13,9 @@ export function startCollecting(
   config: Config,
   logger: Logger,
 ): () => Promise<void> {
-  const { interval, grace } = config.gc
+  const { interval, grace, untagged } = config.gc
+  const clock = new ClockWatch()
+  const evenTime = Math.max(grace, untagged ?? 0)
   const lookEvery = Math.min(longestLook, grace * gracesPerLook)
   const stop = new AbortController()
   let lookAt = Number.NEGATIVE_INFINITY
@@ -22,12 +25,20 @@ export function startCollecting(
   async function round(): Promise<void> {
     const isLook = performance.now() >= lookAt
     try {
+      if (clock.evenFor() < evenTime) {
+        logger.warn('the system clock has jumped: nothing is collected for the time of the grace')
+        return again()
+      }
       const report = await collector.collect({ strangers: isLook ? 'some' : 'no', signal: stop.signal })
       if (report !== undefined && isLook) lookAt = performance.now() + lookEvery
       tell(report, logger)
     } catch (error) {
       logger.error({ err: error }, 'garbage could not be collected')
     }
+    again()
+  }
+
+  function again(): void {
     if (stop.signal.aborted) return
     timer = setTimeout(() => {
       running = round()

@@ -4,6 +4,7 @@ import type { Config } from '../../config/schema.js'
 import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
 import { createMender } from '../mending.js'
+import { ClockWatch } from '../registry/leases.js'
 import type { UploadService } from '../registry/uploads.js'
 import { createCollector, createUploads, createVerifier, openStores, type Stores } from '../stores.js'
 import { version } from '../version.js'
@@ -162,7 +163,12 @@ function stopSignal(logger: Logger): Promise<void> {
 function startExpiry(uploads: UploadService, config: Config, logger: Logger): () => Promise<void> {
   const { expireAfter } = config.uploads
   const interval = Math.max(shortestExpiryInterval, Math.min(expireAfter / 4, longestExpiryInterval))
+  const clock = new ClockWatch()
   const expire = async () => {
+    if (clock.evenFor() < expireAfter) {
+      logger.warn('the system clock has jumped: no upload expires for a while')
+      return
+    }
     try {
       const count = await uploads.expireUploads(Date.now() - expireAfter)
       if (count > 0) logger.info({ count }, 'expired idle uploads')

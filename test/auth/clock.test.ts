@@ -1,8 +1,8 @@
-import { execFileSync } from 'node:child_process'
 import { generateKeyPairSync } from 'node:crypto'
-import { existsSync, renameSync, writeFileSync } from 'node:fs'
+import { renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { fakeClock } from '../fake-clock.js'
 import { eventually, everyReplyKeptTheRules, scratchDir } from '../harness.js'
 import {
   as,
@@ -19,32 +19,8 @@ import {
  * Clocks that differ, and a clock that jumps while the server runs. The server's own is moved by libfaketime; its
  * monotonic clock goes on, as it does when a machine's time is set.
  */
-const library = findLibrary()
+const library = fakeClock()
 const skip = library === undefined ? 'libfaketime is missing (on Debian: apt-get install faketime)' : false
-
-function findLibrary(): string | undefined {
-  const triplet = spawnText('dpkg-architecture', '-qDEB_HOST_MULTIARCH') ?? `${machine()}-linux-gnu`
-  return [
-    `/usr/lib/${triplet}/faketime`,
-    '/usr/lib/faketime',
-    '/usr/lib64/faketime',
-    '/usr/local/lib/faketime',
-  ]
-    .map((folder) => join(folder, 'libfaketimeMT.so.1'))
-    .find((path) => existsSync(path))
-}
-
-function machine(): string {
-  return process.arch === 'arm64' ? 'aarch64' : 'x86_64'
-}
-
-function spawnText(program: string, ...args: string[]): string | undefined {
-  try {
-    return execFileSync(program, args, { encoding: 'utf8', stdio: 'pipe' }).trim()
-  } catch {
-    return undefined
-  }
-}
 
 const lifetime = 60
 const keyFile = join(scratchDir(t), 'signing.pem')

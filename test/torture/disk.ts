@@ -24,7 +24,7 @@ export function noPowerCuts(filesystem: Filesystem): string | undefined {
   if (process.platform !== 'linux') return 'it needs Linux'
   if (process.getuid?.() !== 0) return 'it needs root, to mount a filesystem'
   if (!existsSync(memory)) return `it needs ${memory}`
-  for (const tool of [`mkfs.${filesystem}`, 'mount', 'umount', 'python3']) {
+  for (const tool of [`mkfs.${filesystem}`, 'losetup', 'mount', 'umount', 'python3']) {
     try {
       execFileSync('sh', ['-c', `command -v ${tool}`], { stdio: 'ignore' })
     } catch {
@@ -50,6 +50,7 @@ export class Disk {
   /** Where it is mounted. */
   readonly root: string
   #isMounted = false
+  #device = ''
 
   /** @throws when it cannot be made or mounted */
   constructor(filesystem: Filesystem) {
@@ -75,19 +76,26 @@ export class Disk {
 
   /** The power is back: the filesystem recovers. No process may use it. */
   restore(): void {
-    run('umount', this.root)
-    this.#isMounted = false
+    this.#unmount()
     this.#mount()
   }
 
+  /** On a new device each time: somebody else's mount namespace may hold on to the filesystem of the last one. */
   #mount(): void {
-    run('mount', '-o', 'loop', this.#image, this.root)
+    const made = execFileSync('losetup', ['--find', '--show', this.#image], { encoding: 'utf8' })
+    this.#device = made.trim()
+    run('mount', this.#device, this.root)
     this.#isMounted = true
   }
 
-  remove(): void {
-    if (this.#isMounted) run('umount', '-l', this.root)
+  #unmount(...how: readonly string[]): void {
+    run('umount', ...how, this.root)
+    run('losetup', '--detach', this.#device)
     this.#isMounted = false
+  }
+
+  remove(): void {
+    if (this.#isMounted) this.#unmount('-l')
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }

@@ -11,7 +11,7 @@ import type { Surroundings } from './talk.js'
 import { Wire } from './wire.js'
 
 /** Seconds after which the server expires idle uploads: long enough for a round, short enough to happen. */
-const expireAfter = 60
+const expireAfter = 300
 
 /** Milliseconds within which what a kill has broken must be whole again. */
 const healingPatience = 30_000

@@ -2,7 +2,7 @@ import { Agent, type ClientRequest, type IncomingHttpHeaders, request as open } 
 import type { Socket } from 'node:net'
 
 /** Milliseconds after which a request without an answer counts as hanging. */
-const patience = 20_000
+const patience = 60_000
 
 /** Bytes of a body that are written at once. */
 const pieceSize = 64 * 1024
