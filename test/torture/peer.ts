@@ -108,8 +108,10 @@ async function status(wire: Wire, request: Parameters<Wire['send']>[0]) {
   return typeof answer === 'string' ? undefined : answer.reply
 }
 
-/** @returns whether everything was acknowledged, refused, or lost on the way */
-async function push(wire: Wire, held: Held, image: Image): Promise<'acknowledged' | 'refused' | 'lost'> {
+type Pushed = 'acknowledged' | 'refused' | 'lost'
+
+/** Sends an image to a tag. */
+async function push(wire: Wire, held: Held, image: Image): Promise<Pushed> {
   for (const { digest, bytes } of image.blobs) {
     const opened = await status(wire, { method: 'POST', path: `/v2/${held.repository}/blobs/uploads/` })
     if (opened === undefined) return 'lost'
@@ -121,6 +123,11 @@ async function push(wire: Wire, held: Held, image: Image): Promise<'acknowledged
     if (closed === undefined) return 'lost'
     if (closed.status !== 201) return 'refused'
   }
+  return tag(wire, held, image)
+}
+
+/** Lets a tag lead to an image whose layers are in its repository. */
+async function tag(wire: Wire, held: Held, image: Image): Promise<Pushed> {
   const { mediaType, bytes } = image.manifest
   held.maybe.push(image)
   const path = `/v2/${held.repository}/manifests/${held.tag}`
@@ -142,13 +149,21 @@ async function push(wire: Wire, held: Held, image: Image): Promise<'acknowledged
 
 async function work(port: number, held: readonly Held[], random: Random, isOver: () => boolean) {
   const wire = new Wire(port)
+  const known: Image[] = []
   while (!isOver()) {
     const one = random.pick(held)
     if (one === undefined) break
+    const again = random.chance(0.8) ? random.pick(known) : undefined
+    if (again !== undefined) {
+      if ((await tag(wire, one, again)) === 'lost') break
+      continue
+    }
     const image = makeImage(random, [])
     if (image.blobs.some(({ digest }) => !digest.startsWith('sha256:'))) continue
     if (!image.manifest.digest.startsWith('sha256:')) continue
-    if ((await push(wire, one, image)) === 'lost') break
+    const pushed = await push(wire, one, image)
+    if (pushed === 'lost') break
+    if (pushed === 'acknowledged') known.push(image)
   }
   wire.close()
 }
