@@ -535,7 +535,7 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'proxy.exceptions': ['http://a.b', '10.0.0.0/33', '"a:0"', '[5]', '["a,b"]', '{a: b}', '~'],
     'disk.floor': ['1', '-1B', 'none', '~'],
     'disk.reserve': ['1', '-1B', 'none', '~'],
-    quotas: ['team', 'team/**=20', '*=1GiB', 'a=1GiB=2', '[a=1MiB, a=2MiB]', '[{ a: 1MiB }]'],
+    quotas: ['team', 'team/**=20', '"*=1GiB"', 'a=1GiB=2', '[a=1MiB, a=2MiB]', '[{ a: 1MiB }]'],
     'timeouts.idle': ['0s', '999ms', '61m', 'never', '~'],
     'timeouts.shutdown': ['0s', '99ms', '61m', 'never', '~'],
   }

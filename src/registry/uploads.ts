@@ -14,6 +14,10 @@ import { overQuota, QuotaRoom } from './quotas.js'
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
 const turnPatience = 10_000
 
+/** Turns that wait for room on the disk to be given back, and milliseconds between two tries. */
+const mostUnreleased = 1000
+const releasePause = 250
+
 /** Said to whoever pushes a blob for which its last bytes are being removed longer than that. */
 const stillGoing = 'garbage collection is removing an older copy of this blob: try again'
 
@@ -67,6 +71,7 @@ export class UploadService {
   readonly #blobs: BlobStore
   readonly #metadata: MetadataStore
   readonly #options: UploadOptions
+  #unreleased = 0
 
   constructor(
     stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore },
@@ -229,8 +234,23 @@ export class UploadService {
       if (isLost) await this.#drop(id, holder)
       else await this.#metadata.releaseTurn(id, holder)
     } catch {
-      // The step's own failure is the one to report. A turn that stays taken is given back at the next start.
+      // The step's own failure is the one to report.
+      void this.#releaseLater(id, holder)
     }
+  }
+
+  /** A disk that is full to its last byte does not even let a turn go: that is done when it has room again. */
+  async #releaseLater(id: string, holder: string): Promise<void> {
+    if (this.#unreleased >= mostUnreleased) return // given back at the next start
+    this.#unreleased++
+    for (let isReleased = false; !isReleased; ) {
+      await delay(releasePause, undefined, { ref: false })
+      isReleased = await this.#metadata.releaseTurn(id, holder).then(
+        () => true,
+        (error) => !(error instanceof RegistryError && error.kind === 'STORAGE_FULL'),
+      )
+    }
+    this.#unreleased--
   }
 
   async #takeTurn(key: UploadKey, holder: string, finishing: Digest | undefined): Promise<Upload> {

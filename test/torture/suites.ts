@@ -60,6 +60,13 @@ export const suites: readonly Suite[] = [
     full: ['--seconds', '600'],
   },
   {
+    name: 'disk-full',
+    about: 'small disks filled to many levels: pushes, deletes and pulls at each (root)',
+    file: 'torture/disk-full.js',
+    quick: ['--levels', '50'],
+    full: ['--levels', '1000'],
+  },
+  {
     name: 'interleave',
     about: 'each operation against each step of a collection, in every order',
     file: 'stores/interleave.test.js',
