@@ -80,7 +80,7 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
     await checkIndex(paths)
     prepareSqlite(paths.database)
     await syncDirectory(root)
-    return { warning: await filesystemWarning(root), release: () => lock.release() }
+    return { warning: filesystemWarning((await statfs(root)).type), release: () => lock.release() }
   } catch (error) {
     lock.release()
     throw error instanceof LockedError ? inUse(root) : error
@@ -182,8 +182,8 @@ function runningProcess(root: string): string {
   }
 }
 
-async function filesystemWarning(root: string): Promise<string | undefined> {
-  const { type } = await statfs(root)
+/** What a filesystem cannot promise, by its magic number (statfs); undefined when all is well (reliability R27). */
+export function filesystemWarning(type: number): string | undefined {
   const name = networkFilesystems.get(type)
   if (name === undefined) return undefined
   return `the data folder is on ${name}: locks and syncs cannot be relied on there, use a local disk`

@@ -16,6 +16,7 @@ const pages = [
   'CHANGELOG.md',
   'CONTRIBUTING.md',
   'docs/ARCHITECTURE.md',
+  'docs/FAULTS.md',
   'docs/OPERATIONS.md',
   'storage/README.md',
   ...readdirSync(join(root, 'docs/decisions')).map((name) => `docs/decisions/${name}`),
@@ -235,6 +236,28 @@ t.test('every link within the project leads to something', (t) => {
   }
   t.end()
 })
+
+t.test('every fault in the table has a test of its name, or says why it has none', (t) => {
+  const rows = table(read('docs/FAULTS.md'), 'row', 'what happened', 'why not here', 'test')
+  const numbers = [...range(1, 13), ...range(20, 32), ...range(50, 65)]
+  t.same(
+    rows.map(([row]) => row),
+    numbers.map((number) => `R${String(number).padStart(2, '0')}`),
+  )
+  for (const [row = '', what = '', why = '', test = ''] of rows) {
+    t.ok(what.length > 10 && why.length > 10, `${row} is described`)
+    if (/^none: .{20}/.test(test)) continue
+    const isThere = existsSync(join(root, test))
+    t.ok(isThere, `${row}: ${test}`)
+    const named = new RegExp(`['"\`][^'"\`]*\\b${row}\\b[^'"\`]*['"\`]`)
+    t.ok(isThere && named.test(read(test)), `${row}: a test in ${test} bears its name`)
+  }
+  t.end()
+})
+
+function range(from: number, to: number): number[] {
+  return Array.from({ length: to - from + 1 }, (_, at) => from + at)
+}
 
 t.test('every decision is in the list of decisions', (t) => {
   const list = read('docs/decisions/README.md')

@@ -100,7 +100,7 @@ t.test(
 )
 
 t.test(
-  'S06: a clock that goes back while the server runs makes no token last, and refuses no login',
+  'S06, R60: a clock that goes back while the server runs makes no token last, and refuses no login',
   { skip },
   async (t) => {
     const registry = await startMovable()

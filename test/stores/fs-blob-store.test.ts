@@ -325,7 +325,7 @@ t.test(
   },
 )
 
-t.test('a sync that failed is not tried again: the upload is lost', { skip: cannotTrace }, async (t) => {
+t.test('R52: a sync that failed is not tried again: the upload is lost', { skip: cannotTrace }, async (t) => {
   // 40 MiB are synced in the background first: neither that failure nor the last one may be passed over.
   for (const [what, size, when] of [
     ['the only sync', 1000, 1],
@@ -340,25 +340,29 @@ t.test('a sync that failed is not tried again: the upload is lost', { skip: cann
   }
 })
 
-t.test('a folder that cannot be synced: the upload is not acknowledged', { skip: cannotTrace }, async (t) => {
-  const root = join(scratchDir(t), 'data')
-  await prepareFsBlobStore(root)
-  const words = ['strace', '-f', '-o', '/dev/null', '-e', 'trace=fsync']
-  const all = [...words, '-e', 'inject=fsync:error=EIO']
-  t.strictSame(
-    await startChild(t, 'append', { root, size: 1000 }, all).ended(),
-    ['UNAVAILABLE', ['one'], 'UNAVAILABLE', 'BLOB_UPLOAD_UNKNOWN'],
-    'the folder of uploads: no bytes are acknowledged',
-  )
-  const third = [...words, '-e', 'inject=fsync:error=EIO:when=3']
-  t.strictSame(
-    await startChild(t, 'append', { root, size: 1000 }, third).ended(),
-    ['nothing', ['one', 'two'], 'nothing', 'UNAVAILABLE'],
-    'the folder of a blob: it is not acknowledged',
-  )
-})
+t.test(
+  'R50, R52: a folder that cannot be synced: the upload is not acknowledged',
+  { skip: cannotTrace },
+  async (t) => {
+    const root = join(scratchDir(t), 'data')
+    await prepareFsBlobStore(root)
+    const words = ['strace', '-f', '-o', '/dev/null', '-e', 'trace=fsync']
+    const all = [...words, '-e', 'inject=fsync:error=EIO']
+    t.strictSame(
+      await startChild(t, 'append', { root, size: 1000 }, all).ended(),
+      ['UNAVAILABLE', ['one'], 'UNAVAILABLE', 'BLOB_UPLOAD_UNKNOWN'],
+      'the folder of uploads: no bytes are acknowledged',
+    )
+    const third = [...words, '-e', 'inject=fsync:error=EIO:when=3']
+    t.strictSame(
+      await startChild(t, 'append', { root, size: 1000 }, third).ended(),
+      ['nothing', ['one', 'two'], 'nothing', 'UNAVAILABLE'],
+      'the folder of a blob: it is not acknowledged',
+    )
+  },
+)
 
-t.test('order: each step is on the disk before the next begins', { skip: cannotTrace }, async (t) => {
+t.test('R50: order: each step is on the disk before the next begins', { skip: cannotTrace }, async (t) => {
   for (const size of [100_000, 40 * mebibyte]) {
     const root = join(scratchDir(t), `data-${size}`)
     const file = join(scratchDir(t), `trace-${size}`)

@@ -107,7 +107,7 @@ t.test('the suite of all drivers', async (t) => {
   })
 })
 
-t.test('settings: what the promises rest on', async (t) => {
+t.test('R55: settings: what the promises rest on', async (t) => {
   const path = newPath(t)
   prepareSqlite(path)
   for (const role of ['writer', 'reader'] as const) {
