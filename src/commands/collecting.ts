@@ -1,7 +1,7 @@
 import type { Logger } from 'pino'
 import type { Config } from '../../config/schema.js'
 import type { CollectionReport, GarbageCollector } from '../registry/gc.js'
-import { ClockWatch } from '../registry/leases.js'
+import { ClockWatch } from './clock-watch.js'
 
 /** Milliseconds between two looks for files without a row, at the most; with a short grace they come earlier. */
 const longestLook = 24 * 3_600_000
