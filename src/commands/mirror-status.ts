@@ -13,7 +13,8 @@ export async function status(args: readonly string[]): Promise<number> {
   return withPlace(values, async ({ config, stores }) => {
     const all = await listMirrors(config.mirrors, stores.mirrors)
     const chosen = name === undefined ? all : all.filter((mirror) => mirror.name === name)
-    if (name !== undefined && chosen.length === 0) throw new Refusal(`There is no mirror ${showName(name)}.`)
+    if (name !== undefined && chosen.length === 0)
+      throw new Refusal(`There is no mirror ${showName(name)} in the settings of --config.`)
     if (values.json === true) say(formatJson(chosen.map(toJson)))
     else if (chosen.length === 0) {
       say('There are no mirrors: the setting mirrors makes some, in the file that --config names.')

@@ -29,20 +29,20 @@ export async function sync(args: readonly string[]): Promise<number> {
 }
 
 /** The mirrors that are meant. @throws Refusal when they fetch nothing ahead */
-function chooseMirrors(config: Config, name: string | undefined): readonly string[] {
-  const able = config.mirrors.filter((mirror) => mirror.sync !== undefined).map((mirror) => mirror.name)
-  if (name === undefined) {
-    if (able.length > 0) return able
+function chooseMirrors({ mirrors }: Config, name: string | undefined): readonly string[] {
+  if (mirrors.length === 0)
+    throw new Refusal('There are no mirrors in the settings: name their file with --config.')
+  if (name !== undefined && mirrors.every((mirror) => mirror.name !== name)) {
     throw new Refusal(
-      'No mirror has the setting sync, which names what to fetch: see "Fetching ahead" in docs/OPERATIONS.md.',
+      `There is no mirror ${showName(name)}: "boathouse mirror status" shows which there are.`,
     )
   }
-  if (able.includes(name)) return [name]
-  throw new Refusal(
-    config.mirrors.some((mirror) => mirror.name === name)
-      ? `The mirror ${name} has no setting sync, which names what to fetch.`
-      : `There is no mirror ${showName(name)} in the settings${config.mirrors.length === 0 ? ': name their file with --config' : ''}.`,
-  )
+  const chosen = mirrors.filter((mirror) => name === undefined || mirror.name === name)
+  const able = chosen.filter(({ sync }) => sync !== undefined)
+  if (able.length > 0) return able.map((mirror) => mirror.name)
+  const which =
+    name === undefined ? 'No mirror has the setting sync' : `The mirror ${name} has no setting sync`
+  throw new Refusal(`${which}, which names what to fetch: "boathouse serve --help" describes it.`)
 }
 
 async function run(place: Place, mirrors: readonly string[], isDry: boolean): Promise<readonly SyncReport[]> {
@@ -97,10 +97,10 @@ function tell(report: SyncReport, isDry: boolean): void {
 }
 
 function describePreview({ images, missingBlobs, missingBytes, blobs, bytes }: SyncReport): string {
-  const here = blobs - missingBlobs
+  const failed = count(images, 'failed')
   return (
-    `${count(images, 'failed')} of ${images.length} images cannot be had; ` +
-    `would fetch ${missingBlobs} blobs, ${formatBytes(missingBytes)}; ${here} blobs, ${formatBytes(bytes - missingBytes)}, are here`
+    `${failed === 0 ? '' : `${failed} of ${images.length} images failed; `}would fetch ${missingBlobs} blobs, ` +
+    `${formatBytes(missingBytes)}; ${blobs - missingBlobs} blobs, ${formatBytes(bytes - missingBytes)}, are here`
   )
 }
 

@@ -63,19 +63,24 @@ export class SyncResolver {
     throw new RegistryError('DENIED', `the mirror of ${mirror.name} is set up not to fetch ${name}`)
   }
 
-  /** The tags that fit: those written in full whether they exist or not. @throws RegistryError */
-  async tags(repository: RepositoryName, patterns: readonly string[]): Promise<readonly Tag[]> {
-    const exact = patterns.filter((pattern) => !pattern.includes('*'))
-    const found = new Set(exact.map(parseTag))
-    const open = patterns.filter((pattern) => pattern.includes('*'))
-    if (open.length === 0) return [...found]
-    const listed = await this.#listTags(repository)
+  /** The tags that fit, those written in full whether they exist or not; and why patterns have none. */
+  async tags(
+    repository: RepositoryName,
+    patterns: readonly string[],
+  ): Promise<{ readonly tags: readonly Tag[]; readonly failures: ReadonlyMap<string, unknown> }> {
+    const isOpen = (pattern: string) => pattern.includes('*')
+    const tags = new Set(patterns.filter((pattern) => !isOpen(pattern)).map(parseTag))
+    const failures = new Map<string, unknown>()
+    const open = patterns.filter(isOpen)
+    const listed =
+      open.length === 0 ? [] : await this.#listTags(repository).catch((error: unknown) => ({ error }))
     for (const pattern of open) {
-      const fitting = listed.filter((tag) => matchesTag(pattern, tag))
-      if (fitting.length === 0) throw new RegistryError('MANIFEST_UNKNOWN', `no tag there fits ${pattern}`)
-      for (const tag of fitting) found.add(tag)
+      const fitting = 'error' in listed ? [] : listed.filter((tag) => matchesTag(pattern, tag))
+      for (const tag of fitting) tags.add(tag)
+      const nothing = () => new RegistryError('MANIFEST_UNKNOWN', `no tag there fits ${pattern}`)
+      if (fitting.length === 0) failures.set(pattern, 'error' in listed ? listed.error : nothing())
     }
-    return [...found]
+    return { tags: [...tags], failures }
   }
 
   async #listTags(repository: RepositoryName): Promise<readonly Tag[]> {

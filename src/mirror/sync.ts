@@ -138,9 +138,9 @@ export class MirrorSync {
   /** The images that one entry of the configuration means; one that has failed when that cannot be found out. */
   async #find({ repository: remote, tags: patterns, platforms }: SyncImages): Promise<Wanted[]> {
     const { mirror, signal } = this.#options
-    const toWanted = (repository: string, tag: Tag | undefined, failure?: string): Wanted => ({
-      image: newImage(repository as RepositoryName, tag ?? patterns.join(','), failure),
-      tag,
+    const failed = (repository: string, pattern: string, error: unknown): Wanted => ({
+      image: newImage(repository as RepositoryName, pattern, reasonOf(error)),
+      tag: undefined,
       platforms,
       resolved: undefined,
     })
@@ -148,16 +148,24 @@ export class MirrorSync {
     this.#tell()
     try {
       const repository = this.#resolver.repositoryOf(remote)
-      const tags = await this.#resolver.tags(repository, patterns)
+      const { tags, failures } = await this.#resolver.tags(repository, patterns)
       if (this.#wanted.length + tags.length > mostImages) {
         throw new RegistryError(
           'UPSTREAM_INVALID',
           `there would be more than ${mostImages} images in one sync`,
         )
       }
-      return tags.map((tag) => toWanted(repository, tag))
+      return [
+        ...tags.map((tag) => ({
+          image: newImage(repository, tag, undefined),
+          tag,
+          platforms,
+          resolved: undefined,
+        })),
+        ...[...failures].map(([pattern, error]) => failed(repository, pattern, error)),
+      ]
     } catch (error) {
-      return [toWanted(`${mirror.name}/${remote}`, undefined, reasonOf(error))]
+      return [failed(`${mirror.name}/${remote}`, patterns.join(','), error)]
     }
   }
 

@@ -153,7 +153,11 @@ t.test('status and metrics tell how mirrors do, the same whichever worker is ask
     })
     t.equal(reply.status, 200)
   }
-  await eventually('it is known to be away', async () => (await metricsOf(server)).upstream_up === 0, 20_000)
+  const known = async () => {
+    const { upstream_up, hits_total } = await metricsOf(server)
+    return upstream_up === 0 && hits_total === 12
+  }
+  await eventually('each worker has written down what it knows', known, 20_000)
   const [mirror] = JSON.parse((await did(t, run('mirror', 'status', '--json'))).stdout)
   t.match(mirror, {
     name: 'docker.io',
@@ -187,5 +191,8 @@ t.test('what a mirror gave back is counted', async (t) => {
 t.test('without mirrors there is nothing to tell', async (t) => {
   const { run } = await startSyncing(t, { images, config: { mirrors: [] } })
   t.match((await did(t, run('mirror', 'status'))).stdout, /^There are no mirrors: /)
-  t.match(await run('mirror', 'sync'), { code: 1, stderr: /^No mirror has the setting sync/ })
+  t.match(await run('mirror', 'sync'), {
+    code: 1,
+    stderr: /^There are no mirrors in the settings: name their file with --config\.$/m,
+  })
 })
