@@ -11,11 +11,11 @@ export interface Hunter {
 }
 
 const hunters = {
-  kill9: { file: 'torture/kill9.js', args: ['--rounds', '60', '--bail'], seconds: 300 },
+  kill9: { file: 'torture/kill9.js', args: ['--rounds', '60', '--bail'], seconds: 600 },
   powerCuts: {
     file: 'torture/kill9.js',
     args: ['--rounds', '30', '--bail', '--power-cut', 'ext4'],
-    seconds: 200,
+    seconds: 400,
     needsPowerCuts: true,
   },
   gc: { file: 'torture/gc.js', args: ['--seconds', '10'], seconds: 120 },
