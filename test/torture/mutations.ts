@@ -21,6 +21,7 @@ const hunters = {
   gc: { file: 'torture/gc.js', args: ['--seconds', '10'], seconds: 120 },
   collection: { file: 'stores/collection.test.js', args: [], seconds: 120, isSeeded: false },
   interleave: { file: 'stores/interleave.test.js', args: [], seconds: 300, isSeeded: false },
+  replay: { file: 'torture/replay.js', args: ['--operation', 'push', '--bound', '300'], seconds: 300 },
   upstream: { file: 'torture/upstream.js', args: ['--rounds', '6', '--pulls', '150'], seconds: 300 },
 } satisfies Record<string, Hunter>
 
@@ -70,6 +71,13 @@ export const mutations: readonly Mutation[] = [
     hunter: 'powerCuts',
     says: lost,
     isQuick: true,
+  },
+  {
+    // No power cut on ext4 shows it: its journal is committed as a whole.
+    name: 'folders are not synced',
+    edits: [{ file: 'storage/directory-sync.js', from: 'await opened.sync();', to: '' }],
+    hunter: 'replay',
+    says: /^push: power cut after \d+ of \d+ steps, \d+ answers: I6 /m,
   },
   {
     name: 'synchronous=NORMAL',

@@ -68,7 +68,9 @@ async function openSession(scene: Scene, repository: string, { bytes, digest }: 
   const path = `/v2/${repository}/blobs/uploads/`
   const { headers } = await scene.change({ method: 'POST', path }, [202], [])
   const id = headers.location?.split('/').at(-1)?.split('?', 1)[0] ?? ''
-  return scene.model.sessions.open({ id, repository, digest, bytes })
+  const session = scene.model.sessions.open({ id, repository, digest, bytes })
+  scene.note(session)
+  return session
 }
 
 async function sendChunk(scene: Scene, session: Session, end: number): Promise<void> {
@@ -88,6 +90,7 @@ async function sendChunk(scene: Scene, session: Session, end: number): Promise<v
   )
   session.low = end
   session.ending = 'no'
+  scene.note(session)
 }
 
 /**
@@ -109,6 +112,7 @@ async function finish(scene: Scene, session: Session, successes: readonly number
   const reply = await scene.change(request, couldBeGone ? successes : [201], [])
   if (reply.status === 201) scene.learn(blob, 'present')
   session.ending = 'done'
+  scene.note(session)
   return reply.status
 }
 
@@ -278,6 +282,7 @@ const cancel: RequestOperation = {
     session.ending = 'unknown'
     await scene.change({ method: 'DELETE', path }, isAgain ? [204, 404] : [204], [])
     session.ending = 'done'
+    scene.note(session)
   },
 }
 

@@ -20,8 +20,11 @@ export function describePoint({ role, call, path, nth }: Point): string {
   return `${call} ${nth}${path === undefined ? '' : ` of ${path}`} in ${role}`
 }
 
-/** Names that are others each time. */
-const random = /[0-9a-f]{8}-[0-9a-f]{4}-|\/snapshots\/|\/damaged\/|\/quarantine\//
+/** Names that are others each time a process does the same, or a server does it with other bytes. */
+const randomNames = {
+  process: /[0-9a-f]{8}-[0-9a-f]{4}-|\/snapshots\/|\/damaged\/|\/quarantine\//,
+  requests: /[0-9a-f]{8}-[0-9a-f]{4}-|\/blobs\//,
+}
 
 /** Calls that are about the scene's files. */
 function relevantCalls(scene: Scene, calls: readonly Call[]): readonly Call[] {
@@ -37,7 +40,11 @@ function isOfTracer(scene: Scene, call: Call): boolean {
 }
 
 /** Says which points the calls are. @param calls all that were seen, relevant or not */
-export function pointsOf(scene: Scene, calls: readonly Call[], roles: ReadonlyMap<number, string>): Point[] {
+export function pointsOf(
+  scene: Scene,
+  calls: readonly Call[],
+  { roles, what }: { readonly roles: ReadonlyMap<number, string>; readonly what: keyof typeof randomNames },
+): Point[] {
   const relevant = new Set(relevantCalls(scene, calls))
   const counts = new Map<string, number>()
   const count = (key: string) => {
@@ -53,7 +60,7 @@ export function pointsOf(scene: Scene, calls: readonly Call[], roles: ReadonlyMa
     const onPath = count(`${role} ${call.name} ${path}`)
     if (!relevant.has(call)) continue
     if (role === undefined) throw new Error(`nobody knows thread ${call.thread}, which made ${call.name}`)
-    const isRandom = path === undefined || random.test(path)
+    const isRandom = path === undefined || randomNames[what].test(path)
     points.push({
       role,
       call: call.name,

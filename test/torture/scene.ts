@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { checkFolder, checkServed, type FolderOptions } from './checker.js'
 import { type Effect, type Key, Model, type Value } from './model.js'
 import { type RunningServer, startServer } from './server.js'
+import type { Session } from './sessions.js'
 import { GivenUp } from './talk.js'
 import { type Reply, type Request, Wire } from './wire.js'
 
@@ -27,6 +28,16 @@ export interface Ended {
   readonly said: string
 }
 
+/** What an answer said, and what the clients know by it. */
+export interface JournalEntry {
+  readonly what: string
+  readonly isSuccess: boolean
+  /** What the request did if it was answered with success, and may have done before. */
+  readonly effects: Effect[]
+  /** An upload session as it stood with this answer. */
+  session?: Session
+}
+
 /** What all scenes of a run share. */
 export interface SceneOptions {
   /** The compiled main.js. */
@@ -47,8 +58,8 @@ export class Scene {
   readonly log: string
   readonly model = new Model()
   readonly violations: string[] = []
-  /** Answers with an error, and their requests. */
-  readonly refusals: string[] = []
+  /** All requests that were answered, in their order. */
+  readonly journal: JournalEntry[] = []
   trouble: Trouble = 'none'
   /** Whether parts of manifests may be missing, as with mirrors. */
   isSparse = false
@@ -76,15 +87,27 @@ export class Scene {
     const { index, sessions } = checkFolder(this.data)
     for (const key of index.keys()) this.learn(key, index.value(key))
     for (const { id, repository, offset, bytes } of sessions) {
-      if (bytes === undefined) continue
-      const session = this.model.sessions.open({ id, repository, digest: '', bytes })
+      const session = this.model.sessions.open({
+        id,
+        repository,
+        digest: '',
+        bytes: bytes ?? Buffer.alloc(offset),
+      })
       session.low = session.high = offset
+      if (bytes === undefined) session.ending = 'unknown'
     }
   }
 
   /** What is there from now on. */
   learn(key: Key, value: Value): void {
+    this.journal.at(-1)?.effects.push({ ...key, value })
     this.model.settle(this.model.begin('before', [{ ...key, value }]), 'acknowledged')
+  }
+
+  /** Notes in the journal how an upload stands with the last answer. */
+  note(session: Session): void {
+    const entry = this.journal.at(-1)
+    if (entry !== undefined) entry.session = { ...session }
   }
 
   /** What may be there from now on, or not. */
@@ -116,6 +139,7 @@ export class Scene {
   ask(request: Request): Promise<Reply> {
     return this.#ask(request).then((answer) => {
       if (answer === undefined) throw new GivenUp(true)
+      this.journal.push({ what: `${request.method} ${request.path}`, isSuccess: false, effects: [] })
       return answer
     })
   }
@@ -140,7 +164,9 @@ export class Scene {
       this.model.settle(operation, 'unknown')
       throw new GivenUp(true)
     }
-    if (successes.includes(reply.status)) {
+    const isSuccess = successes.includes(reply.status)
+    this.journal.push({ what: operation.what, isSuccess, effects: [...effects] })
+    if (isSuccess) {
       this.model.settle(operation, 'acknowledged')
       return reply
     }
@@ -152,7 +178,6 @@ export class Scene {
   refuse({ method, path }: Request, reply: Reply): never {
     const text = reply.body.toString().slice(0, 300)
     const line = `${method} ${path} is answered with ${reply.status} ${text}`
-    this.refusals.push(line)
     const isExcused = this.trouble === 'fault' && isClear(reply)
     if (!isExcused) this.report(line)
     throw new GivenUp(false)

@@ -82,6 +82,14 @@ export const suites: readonly Suite[] = [
     full: [],
   },
   {
+    name: 'replay',
+    about:
+      'every state of the disk that a power cut may leave, if only what was synced is sure (root, strace)',
+    file: 'torture/replay.js',
+    quick: ['--quick'],
+    full: ['--bound', '10000'],
+  },
+  {
     name: 'upstream',
     about: 'a mirror whose upstream does everything wrong',
     file: 'torture/upstream.js',

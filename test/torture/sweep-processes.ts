@@ -74,7 +74,7 @@ export async function pointsOfProcess(operation: ProcessOperation, scene: Scene)
   const calls = await attached.end()
   if (outcome.kind !== 'done') throw new Error(`${operation.name} untouched: ${outcome.said}`)
   await finish(operation, scene)
-  return pointsOf(scene, calls, threads.roles())
+  return pointsOf(scene, calls, { roles: threads.roles(), what: 'process' })
 }
 
 /** After an operation that ended well. */

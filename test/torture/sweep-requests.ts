@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -31,9 +32,9 @@ export function injectionOf(mode: Mode): string {
 export async function startTraced(scene: Scene, operation: RequestOperation): Promise<Threads> {
   const threads = new Threads(join(scene.root, 'threads'))
   scene.isSparse = operation.isMirror === true
-  const runs = withIndexCopy(scene.data, (db) =>
-    Number(db.prepare('SELECT ended FROM collection').pluck().get()),
-  )
+  const runs = !existsSync(join(scene.data, 'boathouse.db'))
+    ? 0
+    : withIndexCopy(scene.data, (db) => Number(db.prepare('SELECT ended FROM collection').pluck().get()))
   const { port } = await scene.start({ ...threads.environment(), ...operation.env })
   // Its first work is a collection.
   const wire = new Wire(port)
@@ -78,10 +79,11 @@ export async function pointsOfRequests(operation: RequestOperation, scene: Scene
   await settle(scene)
   const calls = await recording.end()
   await scene.stop()
-  return pointsOf(scene, calls, threads.roles())
+  return pointsOf(scene, calls, { roles: threads.roles(), what: 'requests' })
 }
 
-async function prepare(operation: RequestOperation, scene: Scene, variant: number): Promise<void> {
+/** Brings about what must be there before. */
+export async function prepare(operation: RequestOperation, scene: Scene, variant: number): Promise<void> {
   scene.trouble = 'none'
   // What is made at first use is made now.
   await scene.ask({ method: 'GET', path: '/readyz' })
@@ -120,7 +122,7 @@ export class Series {
     const { hit, after } = await injection.end()
     scene.trouble = 'none'
     if (hit === undefined) return false
-    if (this.#mode !== 'kill') this.#judgeFault(point, hit, { outcome: isAlive ? outcome : 'dead', after })
+    if (this.#mode !== 'kill') this.#judgeFault(hit, { outcome: isAlive ? outcome : 'dead', after })
     if (!(await scene.isAlive())) await this.#restart(point)
     await tryIt(this.#operation, scene, variant, true)
     if (this.#operation.isMirror !== true) await scene.checkServed()
@@ -129,7 +131,6 @@ export class Series {
 
   /** R52: a failed sync is neither an acknowledgement nor tried again. */
   #judgeFault(
-    point: Point,
     hit: Call,
     { outcome, after }: { readonly outcome: string; readonly after: readonly Call[] },
   ): void {
@@ -138,7 +139,7 @@ export class Series {
     if (!hit.name.endsWith('sync') || this.#operation.isMirror === true) return
     if (outcome === 'done')
       this.#scene.report(`R52 ${hit.name} failed, and everything was answered with success`)
-    const isUpload = point.path === undefined
+    const isUpload = hit.args.includes('/uploads/')
     if (isUpload && after.some(({ name, args }) => name === hit.name && args === hit.args)) {
       this.#scene.report(`R52 a file whose ${hit.name} failed was synced again`)
     }
