@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { checkFolder, checkServed, expectationsOf, referrersOf } from './checker.js'
 import { digestOf, type Image, makeImage } from './content.js'
-import { FullClient } from './full-client.js'
+import { FullClient, grace } from './full-client.js'
 import { readWhole } from './options.js'
 import { Random } from './random.js'
 import { type RunningServer, startServer } from './server.js'
@@ -114,7 +114,7 @@ async function runDisk(options: Options, from: number, to: number, tell: (violat
         BOATHOUSE_DISK_FLOOR: floor,
         BOATHOUSE_DISK_RESERVE: '4MiB',
         BOATHOUSE_GC_INTERVAL: '200ms',
-        BOATHOUSE_GC_GRACE: '2s',
+        BOATHOUSE_GC_GRACE: `${grace}ms`,
         BOATHOUSE_SNAPSHOTS_KEEP: '0',
       },
     })

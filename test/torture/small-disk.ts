@@ -38,6 +38,7 @@ export class SmallDisk {
   /** Where it is mounted. */
   readonly root: string
   #isMounted = false
+  readonly #onExit = () => this.remove()
 
   /** @throws when it cannot be made or mounted */
   constructor(kind: DiskKind) {
@@ -57,7 +58,7 @@ export class SmallDisk {
       )
     this.#isMounted = true
     mkdirSync(this.#filler)
-    process.once('exit', () => this.remove())
+    process.once('exit', this.#onExit)
   }
 
   #mountExt4(): void {
@@ -111,6 +112,7 @@ export class SmallDisk {
   remove(): void {
     if (this.#isMounted) run('umount', '-l', this.root)
     this.#isMounted = false
+    process.off('exit', this.#onExit)
     rmSync(this.#folder, { recursive: true, force: true })
   }
 }
