@@ -104,6 +104,15 @@ docker_pull_unknown() {
   expect_match 'the error' "$text" 'manifest unknown|not found'
 }
 
+# Docker must show the registry's sentence, and at once: it tries again for most of a minute what it takes for passing.
+docker_push_over_quota() {
+  local text begun=$SECONDS
+  run_docker tag boathouse-base:1 "$REGISTRY/limits/app:1"
+  text=$(run_docker push "$REGISTRY/limits/app:1" 2>&1) && return 1
+  expect_match 'the error' "$text" '^denied: quota limits/\*\* is exhausted: [0-9]+ of 64000 bytes are used, .*push again'
+  expect_equal 'soon enough' "$((SECONDS - begun < 15))" 1
+}
+
 docker_push_and_pull_all() {
   local tag text
   forget_images
@@ -243,6 +252,7 @@ test_docker() {
   check 'docker: push' docker_push
   check 'docker: push again says Layer already exists' docker_push_again
   check 'docker: push to another repository says Mounted from' docker_push_mounted
+  if own_server; then check 'docker: push over a quota shows it' docker_push_over_quota; fi
   check 'docker: pull by tag' docker_pull_by_tag
   check 'docker: run the pulled image' docker_run_pulled
   check 'docker: pull by digest, and run it' docker_pull_by_digest

@@ -44,6 +44,6 @@ unset REGISTRY_AUTH_FILE DOCKER_HOST DOCKER_CONTEXT CONTAINERD_ADDRESS XDG_RUNTI
 mkdir -p "$DOCKER_CONFIG"
 echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists that the file is there
 make_images || give_up 'no images to test with'
-start_server 0 || give_up 'no server'
+start_server 0 BOATHOUSE_QUOTAS='limits/**=64KB' || give_up 'no server'
 for group in "${groups[@]}"; do "test_$group"; done
 finish clients
