@@ -74,7 +74,7 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/(?:uploads|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?)\.ts$/,
+      /^src\/registry\/(?:uploads|leases|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?)\.ts$/,
       /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
     ],
   },
