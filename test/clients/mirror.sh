@@ -536,17 +536,17 @@ synced() {
 }
 
 synced_without_upstream() {
-  stop_process "$open_pid"
   run_crane pull --platform linux/amd64 "127.0.0.1:$ahead_port/docker.io/library/late:1" "$WORK/tmp/late.tar"
   run_crane validate --remote "127.0.0.1:$ahead_port/docker.io/team/app:1"
   expect_failure run_crane validate --remote "127.0.0.1:$ahead_port/docker.io/library/late:1"
-  start_open_upstream
 }
 
 test_sync() {
   make_ahead >"$WORK/ahead.out" 2>&1 || give_up 'no mirror that fetches ahead'
   check 'sync: from three upstreams beside a running server, and once' synced
+  stop_process "$open_pid"
   check 'sync: without the upstream the wanted platforms are served, and no other' synced_without_upstream
+  start_open_upstream || give_up 'the upstream did not come back'
 }
 
 # ---------------------------------------------------------------- without upstreams
