@@ -302,8 +302,7 @@ async function runSteady(job: SteadyJob): Promise<JobResult> {
 }
 
 function runAsks(job: AsksJob): Promise<JobResult> {
-  const { target, method, paths, requests } = job
-  const headers = job.accept === undefined ? {} : { Accept: job.accept }
+  const { target, method, paths, headers, requests } = job
   const latencies: number[] = []
   let bytes = 0
   return timed(async () => {

@@ -126,7 +126,7 @@ export interface AsksJob {
   readonly target: Target
   readonly method: 'GET' | 'HEAD'
   readonly paths: readonly string[]
-  readonly accept?: string
+  readonly headers: Readonly<Record<string, string>>
   readonly connections: number
   readonly requests: number
   /** Stops early after this many seconds. */

@@ -61,7 +61,7 @@ function readyRow(id: string, title: string, prepare: (side: Side, folder: strin
     goal: { kind: 'at-most', value: 2 },
     repetitions: 3,
     oursOnly: true,
-    disk: 2,
+    disk: 0.3,
     async prepare(side) {
       await largeFolder(side)
     },
@@ -91,12 +91,15 @@ interface Questions {
   readonly title: string
   readonly method?: 'GET' | 'HEAD'
   readonly ofOursAlone?: boolean
+  readonly headers?: Readonly<Record<string, string>>
   /** One of the questions, by chance. */
   readonly path: () => string
 }
 
 const random = (count: number) => randomInt(count)
 const anyRepository = () => repositoryName(random(REPOSITORIES))
+
+const anySearch = () => `/v1/search?q=${['app', 'team-073', 'team-07', 'p-099', 'nothing', 'a'][random(6)]}`
 
 const questions: readonly Questions[] = [
   {
@@ -113,6 +116,13 @@ const questions: readonly Questions[] = [
     id: 'scale-catalog',
     title: 'Page of 100 repositories out of 10,000, p99',
     path: () => `/v2/_catalog?n=100&last=${anyRepository()}`,
+  },
+  {
+    id: 'scale-search',
+    title: 'Search among 10,000 repositories, p99',
+    ofOursAlone: true,
+    headers: { 'X-Docker-Token': 'true' },
+    path: anySearch,
   },
   {
     id: 'scale-resolve',
@@ -143,7 +153,7 @@ const questions: readonly Questions[] = [
 
 async function ask(
   server: Server,
-  { path, method = 'GET' }: Pick<Questions, 'path' | 'method'>,
+  { path, method = 'GET', headers }: Pick<Questions, 'path' | 'method' | 'headers'>,
   login: { readonly authorization?: string } = {},
 ): Promise<Sample> {
   const job = {
@@ -151,7 +161,7 @@ async function ask(
     target: { ...server.target, ...login },
     method,
     paths: Array.from({ length: QUESTIONS }, path),
-    accept: MANIFEST_TYPE,
+    headers: { Accept: MANIFEST_TYPE, ...headers },
     connections: 4,
     requests: 3000,
     seconds: 4,
@@ -171,7 +181,7 @@ function questionRow(question: Questions): Row {
     goal: { kind: 'at-most', value: 5 },
     repetitions: 3,
     ...(question.ofOursAlone === true ? { ofOursAlone: true } : {}),
-    disk: 2,
+    disk: 0.3,
     async prepare(side) {
       await ask(await largeServer(side), question)
     },
@@ -191,7 +201,7 @@ function fewRightsRow(id: string, title: string, path: () => string): Row {
     goal: { kind: 'at-most', value: 5 },
     repetitions: 3,
     ofOursAlone: true,
-    disk: 2,
+    disk: 0.3,
     async sample(side) {
       const { basic, ...server } = await fewRightsServer(side)
       return ask(server, { path }, { authorization: basic })
@@ -218,7 +228,7 @@ const pushRow: Row = {
   goal: { kind: 'at-least', value: 0.83 },
   repetitions: 3,
   ofOursAlone: true,
-  disk: 2,
+  disk: 0.3,
   async sample(side, limit) {
     const large = await largeServer(side)
     const empty = await side.once('empty server', async () => {
@@ -278,10 +288,6 @@ export function makeScaleRows({ garbage }: { readonly garbage: number }): readon
       'Page of 100 for a user who may see 101 of 10,000 repositories, p99',
       () => `/v2/_catalog?n=100${random(2) === 0 ? '' : `&last=${anyRepository()}`}`,
     ),
-    fewRightsRow(
-      'scale-search',
-      'Search of the same user, p99',
-      () => `/v1/search?q=${['app', 'team-073', 'team-07', 'p-099', 'nothing', 'a'][random(6)]}`,
-    ),
+    fewRightsRow('scale-search-few', 'Search of the same user, p99', anySearch),
   ]
 }

@@ -246,9 +246,13 @@ export interface MetadataStore {
   // Lists: `after` is exclusive, the order is by bytes
 
   listTags(repository: RepositoryName, after: string, limit: number): Promise<Page>
-  listRepositories(after: string, limit: number): Promise<Page>
-  /** Repositories whose name holds the text: an equal name first, then names that begin with it, then others. */
-  searchRepositories(text: string, limit: number): Promise<RepositoryName[]>
+  /** Repositories that hold a manifest and whose name begins with the prefix. */
+  listRepositories(prefix: string, after: string, limit: number): Promise<Page>
+  /**
+   * Repositories that hold a manifest, begin with one of the prefixes, of which none covers another, and hold the text
+   * in their name: an equal name first, then names that begin with it, then others.
+   */
+  searchRepositories(prefixes: readonly string[], text: string, limit: number): Promise<RepositoryName[]>
   /** Manifests of the repository whose subject is this one, oldest first. */
   listReferrers(
     repository: RepositoryName,

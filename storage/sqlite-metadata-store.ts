@@ -108,6 +108,9 @@ const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
   JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
 const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
 
+/** Comes after every character that a repository's name may have. */
+const afterNames = '~'
+
 function prepareQueries(db: Database.Database) {
   return {
     blobSize: db
@@ -160,15 +163,16 @@ function prepareQueries(db: Database.Database) {
       )
       .pluck(),
     repositories: db
-      .prepare<[string, number], string>(
-        `SELECT name FROM repository r WHERE name > ?
-         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id) ORDER BY name LIMIT ?`,
+      .prepare<{ from: string; end: string; after: string; limit: number }, string>(
+        `SELECT name FROM repository r WHERE name >= :from AND name < :end AND name <> :after
+         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id) ORDER BY name LIMIT :limit`,
       )
       .pluck(),
     search: db
-      .prepare<{ text: string; limit: number }, RepositoryName>(
-        `SELECT name FROM repository r WHERE instr(name, :text) > 0
-         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
+      .prepare<{ prefixes: string; text: string; limit: number }, RepositoryName>(
+        `SELECT name FROM json_each(:prefixes) p CROSS JOIN repository r
+           ON r.name >= p.value AND r.name < p.value || '${afterNames}'
+         WHERE instr(name, :text) > 0 AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
          ORDER BY name <> :text, instr(name, :text) <> 1, name LIMIT :limit`,
       )
       .pluck(),
@@ -338,12 +342,16 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => toPage(queries.tags.all(repository, after, limit + 1), limit))
   }
 
-  listRepositories(after: string, limit: number): Promise<Page> {
-    return this.#read((queries) => toPage(queries.repositories.all(after, limit + 1), limit))
+  listRepositories(prefix: string, after: string, limit: number): Promise<Page> {
+    const [from, end] = [after > prefix ? after : prefix, `${prefix}${afterNames}`]
+    return this.#read((queries) =>
+      toPage(queries.repositories.all({ from, end, after, limit: limit + 1 }), limit),
+    )
   }
 
-  searchRepositories(text: string, limit: number): Promise<RepositoryName[]> {
-    return this.#read((queries) => queries.search.all({ text: text.toLowerCase(), limit }))
+  searchRepositories(prefixes: readonly string[], text: string, limit: number): Promise<RepositoryName[]> {
+    const told = { prefixes: JSON.stringify(prefixes), text: text.toLowerCase(), limit }
+    return this.#read((queries) => queries.search.all(told))
   }
 
   listReferrers(

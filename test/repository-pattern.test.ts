@@ -1,7 +1,12 @@
 import t from 'tap'
 import { ZodError } from 'zod'
 import { resolveConfig } from '../config/schema.js'
-import { matchesRepository, parseRepositoryPattern } from '../src/oci/repository-pattern.js'
+import {
+  joinPrefixes,
+  matchesRepository,
+  parseRepositoryPattern,
+  prefixOf,
+} from '../src/oci/repository-pattern.js'
 
 const matches = (pattern: string, name: string) => matchesRepository(parseRepositoryPattern(pattern), name)
 
@@ -32,6 +37,23 @@ const bad = [
   '', '*', '/', '/a', 'a/', 'a//b', 'A', 'team/App', 'a..b', 'a___b', 'a._b', '-a', 'a-', '_a', 'a*', '*a', 'team/app-*', '***',
   'a/***', '**/a', 'a/**/b', '**/**', 'a b', 'a/ *', 'a:b', 'a@b', 'ä', 'a\n', 'a/../b', '.', 'x'.repeat(256),
 ]
+
+t.test('what a pattern matches begins with its prefix, and no prefix in a list covers another', async (t) => {
+  const prefixes = {
+    'team/app': 'team/app',
+    'team/**': 'team/',
+    'a/*/c': 'a/',
+    '*/app': '',
+    '**': '',
+    app: 'app',
+  }
+  for (const [pattern, prefix] of Object.entries(prefixes)) {
+    t.equal(prefixOf(parseRepositoryPattern(pattern)), prefix, pattern)
+  }
+  t.strictSame(joinPrefixes(['b', 'a/c', 'a/', 'b', 'a-']), ['a-', 'a/', 'b'], 'in order, each once')
+  t.strictSame(joinPrefixes(['b', '', 'a']), [''], 'all covers the others')
+  t.strictSame(joinPrefixes([]), [], 'none stays none')
+})
 
 t.test('the parser and the configuration agree on what a pattern is', async (t) => {
   const configure = (pattern: string) => resolveConfig({ manifests: { sparse: [pattern] } }).manifests.sparse

@@ -41,6 +41,11 @@ export interface Caller {
   may(action: Action, repository: RepositoryName): boolean
   /** Whether the caller may do what only those may who look after the repository. */
   mayAdminister(repository: RepositoryName): boolean
+  /**
+   * What the names of all repositories begin with in which the caller may do anything, in order, none covering another:
+   * so that lists need not look at the others.
+   */
+  reach(): readonly string[]
 }
 
 /** The one place that says yes or no. */
@@ -76,7 +81,12 @@ export class ChallengeError extends RegistryError {
   }
 }
 
-const everybody: Caller = { identity: anonymous, may: () => true, mayAdminister: () => false }
+const everybody: Caller = {
+  identity: anonymous,
+  may: () => true,
+  mayAdminister: () => false,
+  reach: () => [''],
+}
 
 /**
  * Lets everybody do everything: what `auth: none` says, and what a server that only this machine reaches does

@@ -1,6 +1,7 @@
 import { createHmac, randomBytes } from 'node:crypto'
 import type { AccessStore, AccessToken, Grant, User } from '../../storage/access-store.js'
 import type { RepositoryName } from '../oci/reference.js'
+import { joinPrefixes } from '../oci/repository-pattern.js'
 import { isSecretOf, parseAccessToken } from './access-tokens.js'
 import { type Action, type RuleFilter, RuleSet } from './grants.js'
 import { LeastRecentlyUsed } from './lru.js'
@@ -27,6 +28,8 @@ export interface Account {
   readonly version: number
   may(action: Action, repository: RepositoryName): boolean
   mayAdminister(repository: RepositoryName): boolean
+  /** See Caller. */
+  reach(): readonly string[]
 }
 
 interface Remembered {
@@ -180,6 +183,7 @@ export class Accounts {
       mayAdminister: (repository) =>
         (user?.isAdmin === true || rules.administers(repository)) &&
         (limits === undefined || limits.administers(repository)),
+      reach: () => (user?.isAdmin === true ? [''] : joinPrefixes([...rules.prefixes, ...everybody.prefixes])),
     }
   }
 

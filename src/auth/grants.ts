@@ -2,6 +2,7 @@ import type { Permission } from '../../storage/access-store.js'
 import {
   matchesRepository,
   parseRepositoryPattern,
+  prefixOf,
   type RepositoryPattern,
 } from '../oci/repository-pattern.js'
 
@@ -56,6 +57,11 @@ export class RuleSet<R extends Rule = Rule> {
 
   allows(action: Action, repository: string, counts?: RuleFilter): boolean {
     return this.find(action, repository, counts) !== undefined
+  }
+
+  /** What the names of all repositories begin with in which a rule allows anything. */
+  get prefixes(): readonly string[] {
+    return this.#rules.map(({ pattern }) => prefixOf(pattern))
   }
 
   /** Whether a rule gives the permission `admin` in the repository. */

@@ -45,6 +45,10 @@ class TokenCaller implements Caller {
     return this.#account.mayAdminister(repository)
   }
 
+  reach(): readonly string[] {
+    return this.#account.reach()
+  }
+
   /** Whether the token in hand was got for this; who sends a password needs none. */
   isScopedFor(action: Action, resource: Resource): boolean {
     if (this.proof.via !== 'token' || resource.type === 'registry' || resource.type === 'public') return true

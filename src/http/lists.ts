@@ -5,6 +5,7 @@ import type { RepositoryName } from '../oci/reference.js'
 import type { Manifests, Referrer } from '../registry/manifests.js'
 import type { Target } from '../registry/names.js'
 import type { Exchange } from './exchange.js'
+import { visibleTo } from './visible.js'
 
 /** Entries of a page when the client names no number, and the most it gets (protocol TG-04, TG-06). */
 const largestPage = 10_000
@@ -30,7 +31,7 @@ export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
 
     async listRepositories(exchange: Exchange): Promise<void> {
       const { limit, after } = readPaging(exchange)
-      const page = await manifests.listRepositories(after, limit, (name) => exchange.caller.may('pull', name))
+      const page = await manifests.listRepositories(after, limit, visibleTo(exchange.caller))
       exchange.sendJson({ repositories: page.names }, nextLink('/v2/_catalog', limit, page))
     },
 

@@ -1,7 +1,7 @@
 import { RegistryError } from '../oci/errors.js'
-import type { RepositoryName } from '../oci/reference.js'
 import type { Manifests } from '../registry/manifests.js'
 import type { Exchange } from './exchange.js'
+import { visibleTo } from './visible.js'
 
 /** Results when the client names no number, and the most it gets (protocol V1-02). */
 const defaultResults = 25
@@ -23,8 +23,7 @@ export function searchHandlers({ manifests }: { readonly manifests: Manifests })
       }
       const text = exchange.query.get('q') ?? ''
       const limit = readLimit(exchange.query.get('n'))
-      const mayPull = (name: RepositoryName) => exchange.caller.may('pull', name)
-      const names = await manifests.searchRepositories(text, limit, mayPull)
+      const names = await manifests.searchRepositories(text, limit, visibleTo(exchange.caller))
       exchange.sendJson({
         query: text,
         num_results: names.length,

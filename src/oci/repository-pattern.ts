@@ -44,3 +44,20 @@ export function matchesRepository(pattern: RepositoryPattern, name: string): boo
   if (open ? parts.length <= segments.length : parts.length !== segments.length) return false
   return segments.every((segment, index) => segment === '*' || segment === parts[index])
 }
+
+/** What the names of all repositories of the set begin with: the whole name where there is but one, '' where nothing is known. */
+export function prefixOf({ segments, open }: RepositoryPattern): string {
+  const star = segments.indexOf('*')
+  const known = segments.slice(0, star < 0 ? segments.length : star).join('/')
+  return known === '' || (star < 0 && !open) ? known : `${known}/`
+}
+
+/** The same prefixes in the order of names, without those that another one covers. */
+export function joinPrefixes(prefixes: readonly string[]): string[] {
+  const joined: string[] = []
+  for (const prefix of [...prefixes].sort()) {
+    const last = joined.at(-1)
+    if (last === undefined || !prefix.startsWith(last)) joined.push(prefix)
+  }
+  return joined
+}

@@ -69,6 +69,13 @@ export interface Notice {
   readonly warning?: string | undefined
 }
 
+/** The repositories that somebody may see: those of these prefixes that the function says yes to. */
+export interface Visible {
+  /** In order, none covering another. */
+  readonly prefixes: readonly string[]
+  readonly includes: (repository: RepositoryName) => boolean
+}
+
 /** Manifests as handlers use them: the registry's own, or those behind a mirror. */
 export type Manifests = Pick<ManifestService, keyof ManifestService>
 
@@ -198,34 +205,48 @@ export class ManifestService {
   }
 
   /** Repositories that hold a manifest and that the caller may see, in byte order. */
-  async listRepositories(
-    after: string,
-    limit: number,
-    maySee: (repository: RepositoryName) => boolean,
-  ): Promise<Page> {
+  async listRepositories(after: string, limit: number, visible: Visible): Promise<Page> {
     const seen: RepositoryName[] = []
-    let last = after
-    for (;;) {
-      const page = await this.#metadata.listRepositories(last, listBatch)
-      for (const name of page.names as readonly RepositoryName[]) {
-        if (!maySee(name)) continue
+    for await (const names of this.#walk(after, limit + 1, visible.prefixes)) {
+      for (const name of names) {
+        if (!visible.includes(name)) continue
         if (seen.length === limit) return { names: seen, more: limit > 0 }
         seen.push(name)
       }
-      const end = page.names.at(-1)
-      if (!page.more || end === undefined) return { names: seen, more: false }
-      last = end
+    }
+    return { names: seen, more: false }
+  }
+
+  /** Repositories behind this name, some at a time. @param firstBatch how many are likely to be enough */
+  async *#walk(
+    after: string,
+    firstBatch: number,
+    prefixes: readonly string[],
+  ): AsyncGenerator<readonly RepositoryName[]> {
+    let batch = Math.min(firstBatch, listBatch)
+    for (const prefix of prefixes) {
+      for (let last = after; ; ) {
+        const { names, more } = await this.#metadata.listRepositories(prefix, last, batch)
+        yield names as readonly RepositoryName[]
+        batch = listBatch
+        last = names.at(-1) ?? last
+        if (!more) break
+      }
     }
   }
 
   /** Repositories whose name holds the text and that the caller may see, best match first. */
-  async searchRepositories(
-    text: string,
-    limit: number,
-    maySee: (repository: RepositoryName) => boolean,
-  ): Promise<RepositoryName[]> {
-    const found = await this.#metadata.searchRepositories(text, mostSearched)
-    return found.filter(maySee).slice(0, limit)
+  async searchRepositories(text: string, limit: number, visible: Visible): Promise<RepositoryName[]> {
+    const search = async (most: number) => {
+      const found = await this.#metadata.searchRepositories(visible.prefixes, text, most)
+      return {
+        seen: found.filter((name) => visible.includes(name)).slice(0, limit),
+        isAll: found.length < most,
+      }
+    }
+    // Whoever sees most of what there is needs no more than he asked for.
+    const { seen, isAll } = await search(limit)
+    return isAll || seen.length === limit ? seen : (await search(mostSearched)).seen
   }
 
   /** Referrers of a digest, oldest first; none is no error (protocol RF-01). */

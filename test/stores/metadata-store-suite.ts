@@ -949,7 +949,7 @@ function testLists(t: Test, newPlace: NewPlace<MetadataStore>): void {
 
   t.test('lists: repositories that hold a manifest, in the order of their bytes', async (t) => {
     const store = await (await openPlace(t, newPlace)).open()
-    t.strictSame(await store.listRepositories('', 10), { names: [], more: false }, 'none at first')
+    t.strictSame(await store.listRepositories('', '', 10), { names: [], more: false }, 'none at first')
     const names = [
       'a',
       'a-b',
@@ -978,13 +978,19 @@ function testLists(t: Test, newPlace: NewPlace<MetadataStore>): void {
     await store.putManifest(manifest('m', refused))
     const sorted = byBytes(names)
     for (let limit = 1; limit <= names.length + 1; limit++) {
-      const walked = await walk(t, limit, (after) => store.listRepositories(after, limit))
+      const walked = await walk(t, limit, (after) => store.listRepositories('', after, limit))
       t.strictSame(walked, sorted, `pages of ${limit}`)
     }
     for (const after of [...sorted, 'a-', 'a/', 'a/a', '~', 'A']) {
       const rest = sorted.filter((name) => Buffer.compare(Buffer.from(name), Buffer.from(after)) > 0)
-      t.strictSame((await store.listRepositories(after, 100)).names, rest, `after ${after}`)
+      t.strictSame((await store.listRepositories('', after, 100)).names, rest, `after ${after}`)
+      for (const prefix of ['a', 'a/', 'a-b', 'a/b/c', 'b', 'none']) {
+        const { names: found } = await store.listRepositories(prefix, after, 100)
+        const expected = rest.filter((name) => name.startsWith(prefix))
+        t.strictSame(found, expected, `after ${after}, of ${prefix}`)
+      }
     }
+    t.strictSame(await store.listRepositories('a/', '', 1), { names: ['a/b'], more: true }, 'a page of them')
   })
 
   t.test('lists: a search tells equal names first, then those that begin so, then the others', async (t) => {
@@ -993,7 +999,7 @@ function testLists(t: Test, newPlace: NewPlace<MetadataStore>): void {
     for (const name of names)
       await store.putManifest(manifest('m', { repository: parseRepositoryName(name) }))
     await addBlob(store, parseRepositoryName('web/only-a-blob'), of('a'))
-    const search = (text: string, limit = 100) => store.searchRepositories(text, limit)
+    const search = (text: string, limit = 100) => store.searchRepositories([''], text, limit)
     const found = await search('web')
     t.equal(found[0], 'web', 'the equal one')
     t.strictSame([...found.slice(1, 3)].sort(), ['web-ui', 'web/api'], 'those that begin so')
@@ -1009,6 +1015,9 @@ function testLists(t: Test, newPlace: NewPlace<MetadataStore>): void {
     t.strictSame(await search('%'), [], '% does too')
     t.strictSame(await search("'"), [], 'and a quote')
     t.strictSame(await search('*'), [], 'and a star')
+    const within = (...prefixes: string[]) => store.searchRepositories(prefixes, 'web', 100)
+    t.strictSame(await within('my/', 'web/'), ['web/api', 'my/web'], 'within prefixes')
+    t.strictSame(await within(), [], 'within none')
   })
 }
 
