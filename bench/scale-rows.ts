@@ -202,6 +202,10 @@ function fewRightsRow(id: string, title: string, path: () => string): Row {
     repetitions: 3,
     ofOursAlone: true,
     disk: 0.3,
+    async prepare(side) {
+      const { basic, ...server } = await fewRightsServer(side)
+      await ask(server, { path }, { authorization: basic })
+    },
     async sample(side) {
       const { basic, ...server } = await fewRightsServer(side)
       return ask(server, { path }, { authorization: basic })

@@ -29,6 +29,7 @@ import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { SqliteQuotaStore } from './sqlite-quota-store.js'
 import { SqliteTagStore } from './sqlite-tag-store.js'
+import { afterNames, prepareSearch } from './sqlite-search.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 import type { TagStore } from './tag-store.js'
@@ -108,9 +109,6 @@ const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
   JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
 const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
 
-/** Comes after every character that a repository's name may have. */
-const afterNames = '~'
-
 function prepareQueries(db: Database.Database) {
   return {
     blobSize: db
@@ -168,14 +166,7 @@ function prepareQueries(db: Database.Database) {
          AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id) ORDER BY name LIMIT :limit`,
       )
       .pluck(),
-    search: db
-      .prepare<{ prefixes: string; text: string; limit: number }, RepositoryName>(
-        `SELECT name FROM json_each(:prefixes) p CROSS JOIN repository r
-           ON r.name >= p.value AND r.name < p.value || '${afterNames}'
-         WHERE instr(name, :text) > 0 AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
-         ORDER BY name <> :text, instr(name, :text) <> 1, name LIMIT :limit`,
-      )
-      .pluck(),
+    search: prepareSearch(db),
     referrers: db.prepare<
       { repository: string; subject: string; types: string | null; after: number; limit: number },
       HeadRow & { position: number; artifactType: string | null; annotations: string | null }
@@ -350,8 +341,7 @@ class SqliteMetadataStore implements MetadataStore {
   }
 
   searchRepositories(prefixes: readonly string[], text: string, limit: number): Promise<RepositoryName[]> {
-    const told = { prefixes: JSON.stringify(prefixes), text: text.toLowerCase(), limit }
-    return this.#read((queries) => queries.search.all(told))
+    return this.#read((queries) => queries.search(prefixes, text.toLowerCase(), limit))
   }
 
   listReferrers(
