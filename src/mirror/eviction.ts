@@ -4,6 +4,7 @@ import type { MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { GarbageCollector } from '../registry/gc.js'
+import { steadyNow } from './breaker.js'
 import type { FillTask } from './fill-task.js'
 
 /** The lease of whoever makes room: one at a time in the whole data folder, so that nobody evicts for another. */
@@ -14,6 +15,12 @@ const pause = 25
 
 /** Tries to get the lease before a push is judged by what room there is. */
 const mostTries = 80
+
+/**
+ * Milliseconds for which a disk that seems too full may still get space back: a file that was evicted keeps it until
+ * its last reader closes it.
+ */
+const patience = 2000
 
 /** Blobs of one mirror that are looked at together. */
 const pageSize = 50
@@ -70,9 +77,12 @@ export class Eviction {
    * @throws RegistryError STORAGE_FULL, or UNAVAILABLE when the signal says so
    */
   async admit(task: FillTask, holder: string, size: number, signal: AbortSignal): Promise<void> {
+    const limit = steadyNow() + patience
     for (;;) {
       if (signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
-      if (await this.#alone(() => this.#tryAdmit(task, holder, size))) return
+      const outcome = await this.#alone(() => this.#tryAdmit(task, holder, size))
+      if (outcome === 'admitted') return
+      if (outcome === 'full' && steadyNow() > limit) throw this.#full()
       await delay(pause)
     }
   }
@@ -80,12 +90,16 @@ export class Eviction {
   /** Makes room while the disk is below the floor. @throws RegistryError STORAGE_FULL when that is not enough */
   async checkFloor(): Promise<void> {
     const { blobs, floor } = this.#options
-    if ((await blobs.freeSpace()).bytes >= floor) return
-    const isEnough = await this.#alone(async () => {
-      await this.#evictForFloor(floor - (await blobs.freeSpace()).bytes)
-      return (await blobs.freeSpace()).bytes >= floor
-    })
-    if (isEnough === false) throw this.#full()
+    const limit = steadyNow() + patience
+    while ((await blobs.freeSpace()).bytes < floor) {
+      const isEnough = await this.#alone(async () => {
+        await this.#evictForFloor(floor - (await blobs.freeSpace()).bytes)
+        return (await blobs.freeSpace()).bytes >= floor
+      })
+      if (isEnough !== false) return
+      if (steadyNow() > limit) throw this.#full()
+      await delay(pause)
+    }
   }
 
   /**
@@ -134,10 +148,11 @@ export class Eviction {
     }
   }
 
-  async #tryAdmit(task: FillTask, holder: string, size: number): Promise<boolean> {
-    if (!(await this.#fitsBudget(task, size)) || !(await this.#fitsDisk(task, size))) return false
-    await this.#options.store.noteFillSize(task.id, holder, size)
-    return true
+  async #tryAdmit(task: FillTask, holder: string, size: number): Promise<'admitted' | 'wait' | 'full'> {
+    if (!(await this.#fitsBudget(task, size))) return 'wait'
+    const outcome = await this.#fitDisk(task, size)
+    if (outcome === 'admitted') await this.#options.store.noteFillSize(task.id, holder, size)
+    return outcome
   }
 
   /** False while fills under way have the room. A fill that is alone may begin whatever there is. */
@@ -155,18 +170,17 @@ export class Eviction {
     return true
   }
 
-  async #fitsDisk({ id }: FillTask, size: number): Promise<boolean> {
+  async #fitDisk({ id }: FillTask, size: number): Promise<'admitted' | 'wait' | 'full'> {
     const { blobs, store, floor } = this.#options
     const room = await store.findRoom(undefined, id)
     const lacking = async () => floor + size + room.announced - (await blobs.freeSpace()).bytes
     const lack = await lacking()
-    if (lack <= 0) return true
+    if (lack <= 0) return 'admitted'
     // Nothing is evicted for what cannot fit anyway.
-    if (lack - room.announced > room.held) throw this.#full()
+    if (lack - room.announced > room.held) return 'full'
     await this.#evictForFloor(lack)
-    if ((await lacking()) <= 0) return true
-    if (room.fills > 0) return false
-    throw this.#full()
+    if ((await lacking()) <= 0) return 'admitted'
+    return room.fills > 0 ? 'wait' : 'full'
   }
 
   /** Evicts from one mirror until it holds so many bytes less. */

@@ -1,0 +1,178 @@
+import { execFileSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { lstatSync, statfsSync } from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { pool } from '../auth/fixture.js'
+import {
+  eventually,
+  filesBelow,
+  image,
+  pause,
+  push,
+  randomBlob,
+  type Server,
+  scratchDir,
+  startServer,
+} from '../harness.js'
+import { digest, type FakeUpstream, startFakeUpstream } from './fake-upstream.js'
+import { mirrorOf } from './pair.js'
+
+/*
+ * Mirrors on a disk that is really small: its free space is what the system says, and it ends.
+ */
+
+const mebibyte = 1024 * 1024
+const diskSize = 64
+const floor = 24 * mebibyte
+const largest = 1_500_000
+
+const folder = scratchDir(t)
+let isMounted = false
+try {
+  execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${diskSize}m`, 'boathouse-test', folder], {
+    stdio: 'ignore',
+  })
+  isMounted = true
+} catch {
+  // Only root may; the tests are skipped then.
+}
+t.teardown(() => {
+  if (isMounted) execFileSync('umount', ['-l', folder])
+})
+const skip = isMounted ? false : 'needs the right to mount'
+
+const freeBytes = () => {
+  const { bavail, bsize } = statfsSync(folder)
+  return bavail * bsize
+}
+
+/** Bytes of the files that a mirror may be blamed for; one that goes meanwhile has none. */
+function heldBytes(server: Server): number {
+  const files = ['blobs', 'uploads'].flatMap((name) => {
+    const path = join(server.data, name)
+    return filesBelow(path).map((file) => join(path, file))
+  })
+  return files.reduce((sum, file) => sum + (lstatSync(file, { throwIfNoEntry: false })?.size ?? 0), 0)
+}
+
+/** The extremes while something goes on. */
+async function watch(server: Server, work: () => Promise<unknown>) {
+  let [leastFree, mostHeld] = [freeBytes(), 0]
+  let isDone = false
+  const look = async () => {
+    while (!isDone) {
+      leastFree = Math.min(leastFree, freeBytes())
+      mostHeld = Math.max(mostHeld, heldBytes(server))
+      await pause(5)
+    }
+  }
+  const looking = look()
+  try {
+    await work()
+  } finally {
+    isDone = true
+    await looking
+  }
+  return { leastFree, mostHeld }
+}
+
+/** Images of two layers each; every fourth shares its first layer with the one before. */
+function addImages(upstream: FakeUpstream, count: number): { name: string; layers: Buffer[] }[] {
+  let before = randomBytes(100_000)
+  return Array.from({ length: count }, (_, n) => {
+    const first = n % 4 === 3 ? before : randomBytes(50_000 + Math.floor(Math.random() * (largest - 50_000)))
+    before = first
+    const layers = [first, randomBytes(200_000)]
+    upstream.addImage(`team/app${n}`, 'latest', layers)
+    return { name: `team/app${n}`, layers }
+  })
+}
+
+/** Pulls everything, several clients at once. @returns what was not served right */
+async function pullAll(
+  server: Server,
+  images: readonly { name: string; layers: Buffer[] }[],
+): Promise<string[]> {
+  const faults = await pool(8, images, async ({ name, layers }) => {
+    const wrong: string[] = []
+    const manifest = await server.request('GET', `/v2/docker.io/${name}/manifests/latest`)
+    if (manifest.status !== 200) wrong.push(`${name}: ${manifest.status} ${manifest.text}`)
+    for (const layer of layers) {
+      const reply = await server.request('GET', `/v2/docker.io/${name}/blobs/${digest(layer)}`)
+      if (reply.status !== 200 || !reply.body.equals(layer))
+        wrong.push(`${name}: ${reply.status} ${reply.text.slice(0, 200)}`)
+    }
+    return wrong
+  })
+  return faults.flat()
+}
+
+async function startSmall(
+  t: Test,
+  name: string,
+  settings: Record<string, unknown>,
+  config: Record<string, unknown>,
+) {
+  const upstream = await startFakeUpstream(t)
+  const patient = { idleTimeout: '30s', connectTimeout: '30s' }
+  const mirrors = [{ ...mirrorOf(upstream), ...patient, ...settings }]
+  const server = await startServer(t, {
+    data: join(folder, name),
+    config: { workers: 2, ...config, mirrors },
+  })
+  return { upstream, server }
+}
+
+/** What was pushed is there, byte for byte. */
+async function stillThere(t: Test, server: Server, pushed: ReturnType<typeof image>): Promise<void> {
+  for (const { digest, bytes } of pushed.parts) {
+    const reply = await server.request('GET', `/v2/own/app/blobs/${digest}`)
+    t.ok(reply.body.equals(bytes), 'what was pushed is untouched')
+  }
+  t.equal((await server.request('GET', '/v2/own/app/manifests/latest')).status, 200)
+}
+
+t.test('the floor of a small disk holds while 8 clients pull four times what fits', { skip }, async (t) => {
+  const { upstream, server } = await startSmall(t, 'floor', {}, { disk: { floor: '24MiB' } })
+  const pushed = image({ layers: [randomBlob(4_000_000)] })
+  await push(server, 'own/app', 'latest', pushed)
+  const images = addImages(upstream, 120)
+  const total = images.flatMap(({ layers }) => layers).reduce((sum, { length }) => sum + length, 0)
+  let faults: string[] = []
+  const { leastFree } = await watch(server, async () => {
+    faults = await pullAll(server, images)
+  })
+  t.strictSame(faults, [], 'no pull was broken by evictions')
+  t.comment(`${total} bytes pulled through ${diskSize} MiB; least free: ${leastFree} of ${floor}`)
+  t.ok(total > 2 * (diskSize * mebibyte - floor))
+  t.ok(leastFree >= floor - largest, `never more than one blob below the floor: ${floor - leastFree}`)
+  t.ok(leastFree < floor + 8 * mebibyte, 'and the space above it is used')
+  await stillThere(t, server, pushed)
+  t.equal(server.faults.length, 0)
+  await server.stop()
+  execFileSync('rm', ['-rf', server.data])
+})
+
+t.test('a budget holds beside what is pushed, however the mirror is pulled', { skip }, async (t) => {
+  const budget = 8 * mebibyte
+  const { upstream, server } = await startSmall(t, 'budget', { budget: '8MiB' }, { disk: { floor: '8MiB' } })
+  const pushed = image({ layers: [randomBlob(2_000_000)] })
+  await push(server, 'own/app', 'latest', pushed)
+  const own = heldBytes(server)
+  const images = addImages(upstream, 60)
+  let faults: string[] = []
+  const { mostHeld } = await watch(server, async () => {
+    faults = await pullAll(server, images)
+  })
+  t.strictSame(faults, [])
+  t.comment(`most held: ${mostHeld - own} of ${budget}`)
+  t.ok(
+    mostHeld - own <= budget + largest,
+    `never more than one blob above the budget: ${mostHeld - own - budget}`,
+  )
+  t.ok(mostHeld - own > budget / 2, 'the budget is used')
+  await stillThere(t, server, pushed)
+  await eventually('it stays within the budget when nobody pulls', () => heldBytes(server) - own <= budget)
+  await server.stop()
+})
