@@ -26,6 +26,8 @@ export class MirrorNames implements NameResolver {
     if (!isRead || bare === undefined) return { repository: asked, asked }
     // What was pushed here is never looked up elsewhere.
     if ((await this.#store.findRepositoryKind(asked)) !== 'absent') return { repository: asked, asked }
+    // Nor is what the mirror may not fetch: clients look for a new name's layers before they push them.
+    if (!bare.allows(withLibrary(bare, asked))) return { repository: asked, asked }
     return this.#behind(bare, asked, asked, { isBare: true })
   }
 

@@ -93,6 +93,20 @@ t.test('MI-02: a bare name falls to the mirror, and a local repository wins', as
   t.equal(upstream.requests.length, 0)
 })
 
+t.test(
+  'a bare name that the mirror may not fetch is this server’s own: no look for it goes upstream',
+  async (t) => {
+    const { upstream, server, pull } = await startPair(t, { deny: ['team/**'] })
+    const layer = randomBytes(10)
+    upstream.addImage('team/app', 'latest', [layer])
+    t.equal((await server.request('HEAD', `/v2/team/app/blobs/${digest(layer)}`)).status, 404)
+    t.equal((await pull('/v2/team/app/manifests/latest')).status, 404)
+    t.equal((await server.request('POST', '/v2/team/app/blobs/uploads/')).status, 202)
+    t.equal(upstream.requests.length, 0)
+    t.equal((await pull('/v2/docker.io/team/app/manifests/latest')).status, 403, 'by its path it is refused')
+  },
+)
+
 t.test('PX-07: a mirrored repository is closed to pushes and deletes', async (t) => {
   const { upstream, server } = await startPair(t)
   upstream.addImage('library/nginx', 'latest', [randomBytes(10)])
