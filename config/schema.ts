@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os'
 import { z } from 'zod'
 import { readException, readProxy } from './addresses.js'
 import { mirrorFields, mirrors } from './mirrors.js'
+import { retention } from './retention.js'
 import { snapshots, verify } from './safety.js'
 import {
   choice,
@@ -222,6 +223,8 @@ export const schema = z.strictObject({
         ),
     })
     .prefault({}),
+
+  retention,
 
   verify,
 

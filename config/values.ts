@@ -74,6 +74,14 @@ export function duration(least: string, most: string) {
   return quantity(durationUnits, 'a duration such as 30m or 24h', least, most)
 }
 
+/** Milliseconds between two bounds, as {@link duration} reads them; undefined for what is none. */
+export function readDuration(text: string, least: string, most: string): number | undefined {
+  const value = readQuantity(text, durationUnits)
+  const low = readQuantity(least, durationUnits) ?? Number.NaN
+  const high = readQuantity(most, durationUnits) ?? Number.NaN
+  return value !== undefined && value >= low && value <= high ? value : undefined
+}
+
 /** Bytes, written as `64MiB`, `10GB` or `1TiB`. */
 export function size(least: string, most: string) {
   return quantity(sizeUnits, 'a size such as 64MiB or 10GB', least, most)

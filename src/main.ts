@@ -17,6 +17,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   access: async () => (await import('./commands/access.js')).access,
   mirror: async () => (await import('./commands/mirror.js')).mirror,
   tag: async () => (await import('./commands/tag.js')).tag,
+  retention: async () => (await import('./commands/retention.js')).retention,
   gc: async () => (await import('./commands/gc.js')).gc,
   verify: async () => (await import('./commands/verify.js')).verify,
   backup: async () => (await import('./commands/backup.js')).backup,
@@ -36,6 +37,7 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse access   list|explain|export|apply: who may do what, and why
   boathouse mirror   sync|status: fetch ahead what mirrors are to have, and how their upstreams do
   boathouse tag      list|history|restore: what tags point at and pointed at, and bringing them back
+  boathouse retention [--dry-run] [PATTERN]: remove the tags that no rule keeps
   boathouse gc       [--dry-run] [--explain DIGEST]: remove from the disk what nobody needs
   boathouse verify   [REPOSITORY...]: compare what is stored with its digests
   boathouse backup   DIR: copy everything to another folder, while the server runs

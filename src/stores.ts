@@ -12,9 +12,13 @@ import type { MirrorStore } from '../storage/mirror-store.js'
 import type { QuotaStore } from '../storage/quota-store.js'
 import { openSqliteStores } from '../storage/sqlite-metadata-store.js'
 import type { TagStore } from '../storage/tag-store.js'
+import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
+import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { DiskGuard } from './registry/disk-guard.js'
 import { GarbageCollector } from './registry/gc.js'
-import { type GarbageOptions, sameEverywhere } from './registry/gc-moments.js'
+import type { GarbageOptions, UntaggedPolicy } from './registry/gc-moments.js'
+import { steadyClock } from './registry/leases.js'
+import { type Keep, Retention, type Rule } from './registry/retention.js'
 import { StartCheck } from './registry/start-check.js'
 import { UploadService } from './registry/uploads.js'
 import { Verifier } from './registry/verify.js'
@@ -85,7 +89,7 @@ export function garbageOptions(config: Config, holder: string): GarbageOptions {
     grace: config.gc.grace,
     undo: undoTime(config),
     history: config.tags.history,
-    untagged: sameEverywhere(config.gc.untagged),
+    untagged: untaggedPolicy(config),
   }
 }
 
@@ -97,4 +101,51 @@ export function createVerifier(stores: Stores, processName: string): Verifier {
 /** The check of what an unclean stop has left, for the process that begins to serve. */
 export function createStartCheck(stores: Stores, processName: string): StartCheck {
   return new StartCheck(stores, `${processName}:`)
+}
+
+/**
+ * How long manifests stay that no tag leads to. What retention takes the tags of shall go as well, so it is removed
+ * where there is a rule; as long as a rule keeps tags by the time of their push or pull, it stays, too.
+ */
+function untaggedPolicy(config: Config): UntaggedPolicy {
+  const { untagged, grace } = config.gc
+  const rules = rulesOf(config).map(({ repositories, keep }) => ({
+    repositories,
+    time: Math.max(untagged ?? grace, ...keep.map(timeOf)),
+  }))
+  const times = [...(untagged === undefined ? [] : [untagged]), ...rules.map(({ time }) => time)]
+  return {
+    shortest: times.length === 0 ? undefined : Math.min(...times),
+    of(repository, isMirrored) {
+      if (isMirrored) return untagged
+      const rule = rules.find(({ repositories }) =>
+        repositories.some((pattern) => matchesRepository(pattern, repository)),
+      )
+      return rule?.time ?? untagged
+    },
+  }
+}
+
+/** The time of a clause that keeps by time alone. */
+function timeOf({ tags, versions, newest, pushedWithin, pulledWithin }: Keep): number {
+  const isOther = tags !== undefined || versions !== undefined || newest !== undefined
+  return isOther ? 0 : Math.max(pushedWithin ?? 0, pulledWithin ?? 0)
+}
+
+function rulesOf(config: Config): Rule[] {
+  return config.retention.rules.map(({ repositories, keep }) => ({
+    repositories: repositories.map(parseRepositoryPattern),
+    keep,
+  }))
+}
+
+/** Removes tags by the rules of the settings. */
+export function createRetention(config: Config, stores: Pick<Stores, 'tags'>): Retention {
+  const immutable = config.tags.immutable.map(parseTagPattern)
+  return new Retention(stores.tags, {
+    rules: rulesOf(config),
+    immutableTags: (repository) => tagPatternsFor(immutable, repository),
+    undo: undoTime(config),
+    clock: steadyClock(),
+  })
 }

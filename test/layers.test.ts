@@ -74,7 +74,7 @@ const rooms: readonly Room[] = [
       /^src\/auth\//,
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
-      /^src\/registry\/(?:uploads|leases|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?)\.ts$/,
+      /^src\/registry\/(?:uploads|leases|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?|retention|lived-time)\.ts$/,
       /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
     ],
   },
@@ -103,6 +103,7 @@ const packages: Readonly<Record<string, RegExp>> = {
   'pino-pretty': /^src\/commands\/logger\.ts$/,
   piscina: /^src\/(?:registry|auth)\//,
   'prom-client': /^src\/(?:http\/metrics|commands\/[a-z-]+)\.ts$/,
+  semver: /^(?:config|src\/registry)\//,
   undici: /^src\/mirror\//,
   yaml: /^(?:config|src\/commands)\//,
   zod: /^(?:config|src\/auth)\//,

@@ -5,13 +5,21 @@ import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
 import { createMender } from '../mending.js'
 import type { UploadService } from '../registry/uploads.js'
-import { createCollector, createUploads, createVerifier, openStores, type Stores } from '../stores.js'
+import {
+  createCollector,
+  createRetention,
+  createUploads,
+  createVerifier,
+  openStores,
+  type Stores,
+} from '../stores.js'
 import { version } from '../version.js'
 import { ClockWatch } from './clock-watch.js'
 import { startCollecting } from './collecting.js'
 import { exitCodes } from './exit-codes.js'
 import { createLogger, flushLogger } from './logger.js'
 import { startSyncing } from './mirror-syncing.js'
+import { startRetaining } from './retaining.js'
 import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
 import { startVerifying } from './verifying.js'
@@ -58,6 +66,7 @@ export async function serve(config: Config): Promise<number> {
     const stopCollecting = startCollecting(createCollector(config, stores, 'primary'), config, logger)
     const stopVerifying = startVerifying(createVerifying(config, stores, logger), config, logger)
     const stopSyncing = startSyncing(stores, config, logger)
+    const stopRetaining = startRetaining(createRetention(config, stores), stores.tags, config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     const stopWatching = watchDisk(stores, config, logger)
     announce(config, server.address)
@@ -66,6 +75,7 @@ export async function serve(config: Config): Promise<number> {
     await stopWatching()
     await stopSyncing()
     await stopSnapshots()
+    await stopRetaining()
     await stopVerifying()
     await stopCollecting()
     await stopExpiry()
