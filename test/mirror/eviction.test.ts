@@ -103,6 +103,8 @@ t.test('a floor that cannot be kept refuses what is not here, naming the setting
   t.match(reply.text, /disk\.floor/)
   t.equal(bytesOnDisk(server), 0, 'nothing is left of it')
   const pushed = randomBlob(1000)
-  await pushBlobs(server, 'team/app', pushed)
-  t.equal((await server.request('GET', `/v2/team/app/blobs/${pushed.digest}`)).status, 200)
+  const path = `/v2/team/app/blobs/uploads/?digest=${pushed.digest}`
+  const push = await server.request('POST', path, { body: pushed.bytes, unchecked: true })
+  t.equal(push.status, 507, 'pushes keep the floor, too')
+  t.match(push.text, /disk\.floor/)
 })
