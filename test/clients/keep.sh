@@ -2,12 +2,6 @@
 # Nothing lost: a flipped bit is found and mended by a push; a backup beside pushes is restored, served and pulled from.
 # After docker.sh, whose engine and image it uses.
 
-boathouse_on() {
-  local data=$1
-  shift
-  env BOATHOUSE_DATA="$data" node "$server_main" "$@"
-}
-
 keep_blob() { printf '%s/blobs/sha256/%s/%s' "$1" "${2:7:2}" "${2:7}"; }
 
 keep_layer() { get_manifest docker/keep 1 | jq -r '.layers[-1].digest'; }
@@ -50,19 +44,12 @@ keep_backup_while_pushing() {
   boathouse_on "$WORK/restored" verify --rate unlimited
 }
 
-# A server of its own on the restored folder; it ends with the run.
-start_restored() {
-  start_process "$WORK/restored.log" env BOATHOUSE_DATA="$WORK/restored" node "$server_main" serve --listen 127.0.0.1:0
-  wait_until 30 grep -q ' is listening on http://' "$WORK/restored.log" || return 1
-  restored_registry=127.0.0.1:$(sed -nE 's#.* is listening on http://[^ ]*:([0-9]+)$#\1#p' "$WORK/restored.log" | head -n 1)
-}
-
 keep_restored_pulls() {
   local tag
   forget_images
   for tag in 1 6; do
-    run_docker pull "$restored_registry/docker/keep:$tag"
-    expect_equal 'what it prints' "$(run_docker run --rm --network none "$restored_registry/docker/keep:$tag")" $'first\nsecond'
+    run_docker pull "$other_registry/docker/keep:$tag"
+    expect_equal 'what it prints' "$(run_docker run --rm --network none "$other_registry/docker/keep:$tag")" $'first\nsecond'
   done
 }
 
@@ -79,6 +66,6 @@ test_keep() {
   check 'keep: verify finds a flipped bit and names the tag' keep_flipped_bit_found
   check 'keep: a push mends it, and it is pulled and run' keep_push_mends
   check 'keep: a backup while pushing is restored and verified' keep_backup_while_pushing
-  start_restored
+  start_server_beside restored
   check 'keep: the restored registry is pulled from' keep_restored_pulls
 }

@@ -177,6 +177,23 @@ start_server() {
 # True once there is an outcome: it listens, or it has gone.
 server_answered() { grep -q ' is listening on http://' "$WORK/server.out" || is_gone "$server_pid"; }
 
+# start_server_beside NAME [NAME=VALUE…]: another one, on the data folder $WORK/NAME; sets other_registry (host:port). It ends
+# with the run.
+start_server_beside() {
+  local name=$1 log="$WORK/$1.log"
+  shift
+  start_process "$log" env BOATHOUSE_DATA="$WORK/$name" "$@" node "$server_main" serve --listen 127.0.0.1:0
+  wait_until 30 grep -q ' is listening on http://' "$log" || return 1
+  other_registry=127.0.0.1:$(sed -nE 's#.* is listening on http://[^ ]*:([0-9]+)$#\1#p' "$log" | head -n 1)
+}
+
+# boathouse_on DATA COMMAND [ARGUMENT…]: a command of ours about a data folder.
+boathouse_on() {
+  local data=$1
+  shift
+  env BOATHOUSE_DATA="$data" node "$server_main" "$@"
+}
+
 # kill_server: as a power cut would, every process of it at once.
 kill_server() {
   kill -KILL -- "-$server_pid"
