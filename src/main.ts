@@ -80,9 +80,14 @@ function report(error: unknown, name: string): number {
     process.stderr.write(`${error.faults.join('\n')}\n`)
     return misused
   }
-  if (!(error instanceof Refusal)) throw error
+  if (!(error instanceof Refusal || isOfTheSystem(error))) throw error
   process.stderr.write(`${error.message}\n`)
   return failed
+}
+
+/** What a file, a disk or the network refused: its message names the call and the path. */
+function isOfTheSystem(error: unknown): error is Error {
+  return error instanceof Error && 'syscall' in error
 }
 
 function say(text: string): number {

@@ -159,6 +159,13 @@ t.test('what cannot be done has exit code 1 and changes nothing', async (t) => {
     t.match(failure.message, words, line)
   }
   await refused(t, run('user passwd bob', 'secret'), 1, /^There is no user bob: "boathouse user list" shows/)
+  writeFileSync(join(data, '..', 'file'), '')
+  const nowhere = await run(`backup ${join(data, '..', 'file', 'copy')}`)
+  t.match(
+    nowhere,
+    { code: 1, stdout: '', stderr: /^ENOTDIR: .*\n$/ },
+    'what the system refuses is a sentence',
+  )
   const gone = await run('revoke pull,push team --to user:ann')
   t.match(gone, { code: 1, stdout: '' })
   t.strictSame(gone.stderr.trimEnd().split('\n'), [

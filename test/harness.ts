@@ -248,7 +248,7 @@ export async function startServer(t: Test, options: ServerOptions = {}): Promise
       if (ended) return new Error(`the server ended (${JSON.stringify(ended)}): ${stderr()}`)
       return stdout().length >= 3 && /listening on (https?):\/\/([^/]+):(\d+)/.exec(stdout().join('\n'))
     },
-    20_000,
+    60_000,
   ).catch((error: Error) => new Error(`${error.message}: ${stderr()}`))
   if (listening instanceof Error) throw listening
 

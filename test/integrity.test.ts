@@ -48,7 +48,8 @@ async function filled(t: Test, count: number, random: Random): Promise<{ data: s
   const db = new Database(dataPaths(data).database)
   db.prepare("INSERT INTO repository (id, name, created_at) VALUES (1, 'team/app', 1)").run()
   const blob = db.prepare('INSERT INTO blob (id, digest, size, created_at) VALUES (?, ?, ?, 1)')
-  const link = db.prepare('INSERT INTO blob_link (repository_id, blob_id, linked_at) VALUES (1, ?, 1)')
+  // Linked a moment ago: a server that starts on the folder collects nothing of it.
+  const link = db.prepare('INSERT INTO blob_link (repository_id, blob_id, linked_at) VALUES (1, ?, ?)')
   const digests: string[] = []
   db.transaction(() => {
     for (let id = 1; id <= count; id++) {
@@ -56,7 +57,7 @@ async function filled(t: Test, count: number, random: Random): Promise<{ data: s
       const digest = sha256(bytes)
       writeFileSync(fileOf(data, digest), bytes)
       blob.run(id, digest, bytes.length)
-      link.run(id)
+      link.run(id, Date.now())
       digests.push(digest)
     }
   })()
