@@ -5,7 +5,6 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { digestOf, type Image, makeImage } from './content.js'
 import { Disk, filesystems, noPowerCuts } from './disk.js'
@@ -14,14 +13,13 @@ import { Random } from './random.js'
 import { Wire } from './wire.js'
 
 /*
- * The same question to another registry, in what all have in common: clients push images and move tags, the server is
+ * The question of kill9.ts to another registry, in what all have in common: clients push images and move tags, the server is
  * killed or its disk loses power, and afterwards every tag must lead to what was acknowledged last (or to what was under
  * way), byte for byte.
  */
 
 const help = `Usage: node dist/test/torture/peer.js [options]
 
-  --server NAME    docker-registry or boathouse (default docker-registry)
   --rounds N       rounds (default 60)
   --power-cut FS   ext4 or xfs: cut the power in place of killing; needs root
   --seed N         repeats the choices of a run; every run prints its seed
@@ -30,7 +28,6 @@ const help = `Usage: node dist/test/torture/peer.js [options]
 const { values } = parseArgs({
   options: {
     help: { type: 'boolean', default: false },
-    server: { type: 'string', default: 'docker-registry' },
     rounds: { type: 'string', default: '60' },
     'power-cut': { type: 'string' },
     seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
@@ -74,10 +71,6 @@ function freePort(): Promise<number> {
 }
 
 function commandOf(data: string, port: number): readonly [string, readonly string[]] {
-  if (values.server === 'boathouse') {
-    const main = fileURLToPath(new URL('../../src/main.js', import.meta.url))
-    return [process.execPath, [main, 'serve', '--listen', `127.0.0.1:${port}`, '--data', data]]
-  }
   const config = join(folder, 'config.yml')
   const storage = { filesystem: { rootdirectory: data }, delete: { enabled: true } }
   const text = { version: 0.1, log: { level: 'error' }, storage, http: { addr: `127.0.0.1:${port}` } }
@@ -89,8 +82,7 @@ function commandOf(data: string, port: number): readonly [string, readonly strin
 async function start(data: string): Promise<number> {
   const port = await freePort()
   const [program, args] = commandOf(data, port)
-  const env = { PATH: process.env.PATH, BOATHOUSE_AUTH: 'none', BOATHOUSE_LOG_LEVEL: 'fatal' }
-  child = spawn(program, args, { detached: true, stdio: 'ignore', env })
+  child = spawn(program, args, { detached: true, stdio: 'ignore', env: { PATH: process.env.PATH } })
   const wire = new Wire(port)
   for (const deadline = performance.now() + 60_000; performance.now() < deadline; ) {
     const answer = await wire.send({ method: 'GET', path: '/v2/', fresh: true })
@@ -212,7 +204,7 @@ async function torture(): Promise<void> {
   )
   const rounds = readWhole('rounds', values.rounds)
   const how = filesystem === undefined ? 'kill -9' : `power cuts on ${filesystem}`
-  console.log(`peer: ${values.server}, ${how}, seed ${seed}`)
+  console.log(`peer: docker-registry, ${how}, seed ${seed}`)
   const faults = new Map<string, number>()
   let bad = 0
   for (let round = 1; round <= rounds + 1; round++) {
@@ -252,7 +244,7 @@ async function torture(): Promise<void> {
   }
   for (const [kind, count] of faults) console.log(`  ${count} × ${kind}`)
   console.log(
-    `peer: ${values.server}, ${how}: ${bad} bad rounds of ${rounds}, broken tags ${[...faults.values()].reduce((sum, count) => sum + count, 0)}, acknowledged pushes ${counted}`,
+    `peer: docker-registry, ${how}: ${bad} bad rounds of ${rounds}, broken tags ${[...faults.values()].reduce((sum, count) => sum + count, 0)}, acknowledged pushes ${counted}`,
   )
 }
 
