@@ -113,8 +113,9 @@ export class SqliteMirrorStore implements MirrorStore {
     return this.#read((queries) => {
       const row = queries.tagged.get(repository, tag)
       if (row === undefined) return undefined
-      const { mirror, checkedAt, ...manifest } = row
-      return { ...manifest, checkedAt: checkedAt ?? undefined, kind: mirror === null ? 'local' : 'mirrored' }
+      const { digest, mediaType, size, bytes, mirror, checkedAt } = row
+      const kind = mirror === null ? 'local' : 'mirrored'
+      return { digest, mediaType, size, bytes, checkedAt: checkedAt ?? undefined, kind }
     })
   }
 

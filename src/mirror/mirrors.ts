@@ -34,8 +34,9 @@ const mostUses = 1000
 /** One mirror, and what it did since it was last written down. */
 export class Mirror {
   readonly options: MirrorOptions
-  #counts: MirrorCounts = nothing
-  #total: MirrorCounts = nothing
+  #counts = { ...nothing }
+  #hasCounted = false
+  #fetchedBytes = 0
   #uses = new Set<Digest>()
   #saidHealth: string | undefined
 
@@ -51,9 +52,9 @@ export class Mirror {
     return this.options.upstream
   }
 
-  /** What this process counted since its start, for the metrics. */
-  get total(): MirrorCounts {
-    return this.#total
+  /** Bytes that this process has fetched since its start. */
+  get fetchedBytes(): number {
+    return this.#fetchedBytes
   }
 
   /** Whether it may ask the upstream for a repository, by the upstream's own name. */
@@ -70,22 +71,22 @@ export class Mirror {
 
   /** Counts a request that was answered from here. */
   hit(bytes: number, blob?: Digest): void {
-    this.#count({ ...nothing, hits: 1, bytesSaved: bytes })
+    this.#counts.hits++
+    this.#counts.bytesSaved += bytes
+    this.#hasCounted = true
     if (blob !== undefined && this.#uses.size < mostUses) this.#uses.add(blob)
   }
 
   /** Counts a request that had to go upstream. */
   miss(): void {
-    this.#count({ ...nothing, misses: 1 })
+    this.#counts.misses++
+    this.#hasCounted = true
   }
 
   fetched(bytes: number): void {
-    this.#count({ ...nothing, bytesFetched: bytes })
-  }
-
-  #count(counts: MirrorCounts): void {
-    this.#counts = add(this.#counts, counts)
-    this.#total = add(this.#total, counts)
+    this.#counts.bytesFetched += bytes
+    this.#fetchedBytes += bytes
+    this.#hasCounted = true
   }
 
   /** Writes down what is new since the last time. What others have learnt meanwhile stays, where it is newer. */
@@ -95,9 +96,10 @@ export class Mirror {
     if (uses.size > 0) await store.noteUses(this.name, [...uses], now)
     const news = newsOf(this.upstream.health)
     const health = news?.text === this.#saidHealth ? undefined : news
+    if (!this.#hasCounted && health === undefined) return
     const counts = this.#counts
-    if (counts === nothing && health === undefined) return
-    this.#counts = nothing
+    this.#counts = { ...nothing }
+    this.#hasCounted = false
     await store.noteWork(this.name, counts, health)
     this.#saidHealth = news?.text
   }
@@ -109,15 +111,6 @@ function newsOf(health: UpstreamHealth): { readonly text: string; readonly at: n
   if (at === 0) return undefined
   const { retryAt = null, limitedUntil = null } = health
   return { text: JSON.stringify({ ...health, retryAt, limitedUntil }), at }
-}
-
-function add(a: MirrorCounts, b: MirrorCounts): MirrorCounts {
-  return {
-    hits: a.hits + b.hits,
-    misses: a.misses + b.misses,
-    bytesFetched: a.bytesFetched + b.bytesFetched,
-    bytesSaved: a.bytesSaved + b.bytesSaved,
-  }
 }
 
 /** The mirrors of this server. */

@@ -108,7 +108,7 @@ export class MirrorSync {
   async run(): Promise<SyncReport> {
     const { mirror, budget = Number.MAX_SAFE_INTEGER, metadata, blobs, signal, images } = this.#options
     const begin = performance.now()
-    const fetchedBefore = mirror.total.bytesFetched
+    const fetchedBefore = mirror.fetchedBytes
     for (const some of images) this.#wanted.push(...(await this.#find(some)))
     await inLanes(this.#wanted, lookupsAtOnce, signal, (wanted) => this.#resolve(wanted))
     for (const { image, resolved } of this.#wanted)
@@ -129,7 +129,7 @@ export class MirrorSync {
       bytes: this.#plan.bytes,
       missingBlobs: missing.blobs.length,
       missingBytes: missing.bytes,
-      fetchedBytes: mirror.total.bytesFetched - fetchedBefore,
+      fetchedBytes: mirror.fetchedBytes - fetchedBefore,
       isInterrupted: signal.aborted,
       milliseconds: performance.now() - begin,
     }
