@@ -38,6 +38,8 @@ export interface StoredIndex extends Contents {
   readonly repositories: ReadonlyMap<string, StoredRepository>
   /** Size in bytes by digest. */
   readonly blobs: ReadonlyMap<string, number>
+  /** Those of them that are being collected: their bytes may have gone. */
+  readonly condemned: ReadonlySet<string>
   readonly uploads: readonly StoredUpload[]
   /** What the index itself says of the number and size of all blobs. */
   readonly totals: { readonly blobs: number; readonly bytes: number }
@@ -69,6 +71,7 @@ export function withIndexCopy<T>(data: string, look: (db: Database.Database) => 
 export const emptyIndex: StoredIndex = {
   repositories: new Map(),
   blobs: new Map(),
+  condemned: new Set(),
   uploads: [],
   totals: { blobs: 0, bytes: 0 },
   value: () => undefined,
@@ -78,7 +81,9 @@ export const emptyIndex: StoredIndex = {
 /** Reads the whole index. @throws when SQLite cannot */
 export function readIndex(db: Database.Database): StoredIndex {
   const repositories = readRepositories(db)
-  const blobs = db.prepare<[], { digest: string; size: number }>('SELECT digest, size FROM blob').all()
+  const blobs = db
+    .prepare<[], { digest: string; size: number; state: string }>('SELECT digest, size, state FROM blob')
+    .all()
   const uploads = db
     .prepare<[], StoredUpload>('SELECT id, repository, offset, digest, holder FROM upload')
     .all()
@@ -88,6 +93,7 @@ export function readIndex(db: Database.Database): StoredIndex {
   return {
     repositories,
     blobs: new Map(blobs.map(({ digest, size }) => [digest, size])),
+    condemned: new Set(blobs.filter(({ state }) => state === 'condemned').map(({ digest }) => digest)),
     uploads,
     totals: totals ?? { blobs: Number.NaN, bytes: Number.NaN },
     value: (key) => findValue(repositories, key),

@@ -28,7 +28,7 @@ and checks that nothing acknowledged is lost, that the client is told, and that 
 
 /** What a quick run does. */
 const quick = {
-  operations: ['push', 'chunked-push', 'delete', 'collect', 'migration'],
+  operations: ['push', 'delete', 'collect'],
   modes: ['kill', 'EIO'],
   most: 2,
 }
