@@ -125,7 +125,7 @@ export class Accounts {
     const account = await this.#prove(name, password, weight)
     this.#onLogin(name, address, account !== undefined)
     if (account === undefined) {
-      await this.#throttle.failed(name)
+      await this.#throttle.failed(address, name)
       return undefined
     }
     this.#throttle.succeeded(address, name)

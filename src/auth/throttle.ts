@@ -8,8 +8,9 @@ const perSecond = 0.5
 /** A wrong login for an account that is under attack is answered later: up to this many milliseconds. */
 const longestPenalty = 2000
 const penaltyStep = 100
-/** Wrong logins for one account until the penalty begins, and the time after which they are forgotten. */
+/** Wrong logins for one account until the penalty begins. */
 const freeFailures = 5
+/** Milliseconds without another wrong login after which those before are forgotten, of accounts and of addresses. */
 const forgetAfter = 300_000
 
 /** Addresses and accounts that are remembered. */
@@ -23,6 +24,12 @@ interface Bucket {
   at: number
 }
 
+/** Wrong logins in a row, and when the last one was. */
+interface Failures {
+  readonly count: number
+  readonly at: number
+}
+
 /**
  * Slows guessing down without locking anybody out: an address that guesses is sent away before its guesses cost
  * anything, and an account that is guessed at answers wrong passwords slowly. A right password is never delayed
@@ -32,19 +39,22 @@ interface Bucket {
  */
 export class Throttle {
   readonly #buckets = new LeastRecentlyUsed<string, Bucket>(mostEntries)
-  readonly #failures = new LeastRecentlyUsed<string, Bucket>(mostEntries)
+  /** By account, and by the key of a bucket. */
+  readonly #failures = new LeastRecentlyUsed<string, Failures>(mostEntries)
+  readonly #guesses = new LeastRecentlyUsed<string, Failures>(mostEntries)
   readonly #known = new LeastRecentlyUsed<string, true>(mostEntries)
   #heldBack = 0
 
   /**
-   * @returns how much this address has guessed of late: its weight against others who wait
+   * @returns how much this address has guessed of late: its weight against others who wait. One wrong password is
+   * more than any number of attempts, which also those make who were only sent away
    * @throws RegistryError TOOMANYREQUESTS when that is too much
    */
   admit(address: string, account: string): number {
     const bucket = this.#bucket(address, account)
     if (bucket.level >= 1) {
       bucket.level--
-      return burst - bucket.level
+      return burst - bucket.level + burst * countOf(this.#guesses.get(this.#keyOf(address, account)))
     }
     throw new RegistryError('TOOMANYREQUESTS', 'too many wrong logins from this address: try again later', {
       retryAfter: Math.ceil((1 - bucket.level) / perSecond),
@@ -59,11 +69,9 @@ export class Throttle {
   }
 
   /** Resolves when the wrong password may be answered. */
-  async failed(account: string): Promise<void> {
-    const now = performance.now()
-    const old = this.#failures.get(account)
-    const count = old === undefined || now - old.at > forgetAfter ? 1 : old.level + 1
-    this.#failures.set(account, { level: count, at: now })
+  async failed(address: string, account: string): Promise<void> {
+    this.#addTo(this.#guesses, this.#keyOf(address, account))
+    const count = this.#addTo(this.#failures, account)
     const penalty = Math.min(longestPenalty, penaltyStep * Math.max(0, count - freeFailures))
     if (penalty === 0 || this.#heldBack >= mostHeldBack) return
     this.#heldBack++
@@ -71,9 +79,19 @@ export class Throttle {
     this.#heldBack--
   }
 
-  #bucket(address: string, account: string): Bucket {
+  #addTo(failures: LeastRecentlyUsed<string, Failures>, key: string): number {
+    const count = countOf(failures.get(key)) + 1
+    failures.set(key, { count, at: performance.now() })
+    return count
+  }
+
+  #keyOf(address: string, account: string): string {
     const own = pair(address, account)
-    const key = this.#known.get(own) === true ? own : networkOf(address)
+    return this.#known.get(own) === true ? own : networkOf(address)
+  }
+
+  #bucket(address: string, account: string): Bucket {
+    const key = this.#keyOf(address, account)
     const now = performance.now()
     const bucket = this.#buckets.get(key) ?? { level: burst, at: now }
     bucket.level = Math.min(burst, bucket.level + ((now - bucket.at) / 1000) * perSecond)
@@ -81,6 +99,10 @@ export class Throttle {
     this.#buckets.set(key, bucket)
     return bucket
   }
+}
+
+function countOf(failures: Failures | undefined): number {
+  return failures === undefined || performance.now() - failures.at > forgetAfter ? 0 : failures.count
 }
 
 function pair(address: string, account: string): string {

@@ -60,17 +60,20 @@ async function timed<Item>(work: () => Promise<Item>): Promise<{ took: number; v
   return { took: performance.now() - started, value }
 }
 
-/** Logs in as a client does that is patient: it waits as long as it is told to. */
+/**
+ * Logs in as a client does that is patient: it waits as long as it is told to, and tries again this many times. Not
+ * for so many seconds: how long a hash takes is the machine's affair.
+ */
 async function loginPatiently(
   address: string,
   name: string,
-  patience: number,
+  most: number,
 ): Promise<{ took: number; tries: number; status: number }> {
   const started = performance.now()
   for (let tries = 1; ; tries++) {
     const reply = await login(address, name)
     const took = performance.now() - started
-    if (reply.status !== 429 || took > patience) return { took, tries, status: reply.status }
+    if (reply.status !== 429 || tries === most) return { took, tries, status: reply.status }
     await pause(Number(reply.header('retry-after')) * 1000)
   }
 }
@@ -148,7 +151,7 @@ t.test(
       'a mistake of his own is told as such',
     )
     t.equal((await login(address, 'dave')).status, 200)
-    const newcomer = await loginPatiently(address, 'frank', 8000)
+    const newcomer = await loginPatiently(address, 'frank', 8)
     t.equal(
       newcomer.status,
       200,
@@ -183,24 +186,27 @@ t.test('attack: a flood of guesses from many addresses keeps nobody out', async 
   let sent = 0
   let unanswered = 0
   const answers: Record<number, number> = {}
+  /** Addresses whose guess was compared and was wrong. */
+  const caught = new Set<number>()
   const attack = pool(
     60,
     times(60, (n) => n),
     async (n) => {
       for (let count = 0; !isOver; count++) {
         const reply = await login(
-          `198.51.${n}.${count % 4}`,
+          `198.51.${n}.1`,
           n % 2 === 0 ? 'heidi' : 'judy',
           `guess ${n} ${count}`,
           attackers,
         ).catch(() => undefined)
         sent++
+        if (reply?.status === 401) caught.add(n)
         if (reply === undefined) unanswered++
         else answers[reply.status] = (answers[reply.status] ?? 0) + 1
       }
     },
   )
-  await eventually('every address of the attack has guessed', () => sent > 60 * 4 * 2, 30_000)
+  await eventually('every address of the attack has guessed', () => caught.size === 60, 120_000)
 
   for (let n = 0; n < 20; n++)
     t.equal((await pulls.request('GET', '/v2/team/app/manifests/1')).status, 200, 'a pull')
@@ -208,8 +214,8 @@ t.test('attack: a flood of guesses from many addresses keeps nobody out', async 
   t.equal(remembered.value.status, 200, 'who logged in a moment ago')
   t.ok(remembered.took < 1000, `${remembered.took} ms`)
   const [bySelf, byOther] = await Promise.all([
-    loginPatiently('192.0.2.21', 'judy', 25_000),
-    loginPatiently('192.0.2.22', 'alice', 25_000),
+    loginPatiently('192.0.2.21', 'judy', 3),
+    loginPatiently('192.0.2.22', 'alice', 3),
   ])
   isOver = true
   await attack
