@@ -11,14 +11,15 @@ export const verify = z
       .describe(
         'How many bytes a second a verification of what is stored reads; unlimited is as fast as it goes.',
       ),
+    /** A cron expression, or never. */
     schedule: word(
-      'write a cron expression such as 0 3 * * 0 (minute, hour, day, month, weekday)',
-      readSchedule,
+      'write a cron expression such as 0 3 * * 0 (minute, hour, day, month, weekday), or never',
+      (text) => (text === 'never' ? text : readSchedule(text)),
     )
-      .optional()
+      .prefault('30 3 1 * *')
       .describe(
-        'When the server verifies everything that is stored, as a cron expression in local time; unset, only the ' +
-          'command boathouse verify does.',
+        'When the server verifies everything that is stored, as a cron expression in local time, and at its start ' +
+          'when that was missed; with never, only the command boathouse verify does.',
       ),
   })
   .prefault({})

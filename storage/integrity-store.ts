@@ -76,6 +76,8 @@ export interface IntegrityStore {
   savePosition(position: VerificationPosition): Promise<void>
   /** A verification of everything came to its end: there is no position any more. Not durable either. */
   recordVerification(problems: number, now: number): Promise<void>
+  /** When a verification of everything last came to its end, or the index was made; in milliseconds since 1970. */
+  verifiedAt(): Promise<number>
 
   /** Live blobs and their bytes behind this row. */
   countBlobs(after: number, repositories: Repositories): Promise<{ blobs: number; bytes: number }>

@@ -61,6 +61,9 @@ function prepareQueries(db: Database) {
     position: db.prepare<[], VerificationPosition>(
       'SELECT phase, position, started_at AS startedAt, blobs, bytes, problems FROM verification',
     ),
+    verifiedAt: db
+      .prepare<[], number>('SELECT max(index_made_at, coalesce(verified_at, 0)) FROM collection, service')
+      .pluck(),
     newestBlobs: db.prepare<[number, number, number], BlobRow>(
       `SELECT id, digest, size, damage FROM blob
        WHERE id < ? AND id > ? AND state = 'live' ORDER BY id DESC LIMIT ?`,
@@ -125,6 +128,10 @@ export class SqliteIntegrityStore implements IntegrityStore {
 
   recordVerification(problems: number, now: number): Promise<void> {
     return this.#writer.run('recordVerification', problems, now)
+  }
+
+  async verifiedAt(): Promise<number> {
+    return (await this.#read((queries) => queries.verifiedAt.get())) ?? 0
   }
 
   countBlobs(after: number, repositories: Repositories): Promise<{ blobs: number; bytes: number }> {

@@ -195,6 +195,38 @@ t.test('a start after a crash goes on with its check while it serves', async (t)
   t.match(report, { blobs: 5000, problems: 300 })
 })
 
+t.test('a verification that was missed is made up for at the next start', async (t) => {
+  const config = { verify: { rate: 'unlimited' }, log: { level: 'info' } }
+  const first = await startServer(t, { config })
+  const [kept, flipped] = [randomBlob(), randomBlob()]
+  await pushBlobs(first, 'team/app', kept, flipped)
+  await first.stop()
+  t.notMatch(first.stderr(), /verified what is stored/, 'a new folder waits for its time')
+
+  rot(fileOf(first.data, flipped.digest), new Random(1))
+  const database = new Database(join(first.data, 'boathouse.db'))
+  database.prepare('UPDATE collection SET index_made_at = ?').run(Date.now() - 32 * 86_400_000)
+  database.close()
+  const never = await startServer(t, {
+    data: first.data,
+    config: { ...config, verify: { schedule: 'never' } },
+  })
+  await never.stop()
+  t.notMatch(never.stderr(), /verified what is stored/, 'nor does a server that is told not to')
+
+  const second = await startServer(t, { data: first.data, config })
+  const line = await eventually('it verifies', () =>
+    second.logs().find(({ msg }) => msg === 'verified what is stored'),
+  )
+  t.match(line, { blobs: 2, problems: 1 })
+  await second.stop()
+
+  const third = await startServer(t, { data: first.data, config })
+  await pushBlobs(third, 'team/app', randomBlob())
+  await third.stop()
+  t.notMatch(third.stderr(), /verified what is stored/, 'what was made up for is done')
+})
+
 t.test('what a restart has interrupted of a verification goes on at once', async (t) => {
   const server = await startServer(t)
   for (let count = 0; count < 6; count++) await pushBlobs(server, 'team/app', randomBlob(256 * 1024))

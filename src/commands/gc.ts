@@ -9,7 +9,7 @@ import { createCollector, garbageOptions } from '../stores.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
 import { interruptible, type Progress, showProgress } from './progress.js'
 import { type Place, withPlace } from './store.js'
-import { formatBytes, formatJson, formatTable, formatTime } from './table.js'
+import { formatBytes, formatDuration, formatJson, formatTable, formatTime } from './table.js'
 
 /** Milliseconds for which a command waits for a collection of the server. */
 const patience = 60_000
@@ -81,12 +81,13 @@ async function collectUntil(
   progress: Progress,
 ): Promise<CollectionReport> {
   const collector = createCollector(place.config, place.stores, `command-${process.pid}`)
-  const deadline = performance.now() + patience
+  const begin = performance.now()
+  const deadline = begin + patience
   for (;;) {
     const report = await collector.collect({
       strangers: unknown ? 'all' : 'some',
       signal,
-      onProgress: ({ blobs, bytes }) => progress.show(() => `removed ${blobs} blobs, ${formatBytes(bytes)}`),
+      onProgress: (report) => progress.show(() => describeCollection(report, performance.now() - begin)),
     })
     if (report !== undefined) {
       const { blobs, bytes } = report
@@ -98,6 +99,14 @@ async function collectUntil(
     }
     await delay(200)
   }
+}
+
+/** How far it is, how fast, and how long the rest takes at that. @param milliseconds since the beginning */
+function describeCollection({ blobs, bytes, blobsFound }: CollectionReport, milliseconds: number): string {
+  const left =
+    blobs > 0 && blobsFound > 0 ? formatDuration(((blobsFound - blobs) / blobs) * milliseconds) : '?'
+  const rate = formatBytes((bytes / Math.max(1, milliseconds)) * 1000)
+  return `removed ${blobs} of ${blobsFound || '?'} blobs, ${formatBytes(bytes)}, ${rate}/s, ${left} left`
 }
 
 function tellReport(report: CollectionReport, { json, isDry }: { json: boolean; isDry: boolean }): void {

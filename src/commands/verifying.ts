@@ -11,7 +11,7 @@ const mostLogged = 100
 
 /**
  * Verifies what is stored by the setting verify.schedule, until the returned function is called; what was interrupted
- * goes on at once.
+ * goes on at once, and what was missed because no server ran is made up for.
  */
 export function startVerifying(
   { verifier, mender }: { verifier: Verifier; mender: OpenMender | undefined },
@@ -19,7 +19,7 @@ export function startVerifying(
   logger: Logger,
 ): () => Promise<void> {
   const { rate, schedule } = config.verify
-  if (schedule === undefined) return async () => undefined
+  if (schedule === 'never') return async () => undefined
   const stop = new AbortController()
   let running: Promise<void> = Promise.resolve()
 
@@ -37,9 +37,9 @@ export function startVerifying(
     return running
   })
   running = verifier
-    .isInterrupted()
+    .isOverdue(cron.previousRuns(1)[0]?.getTime())
     .catch(() => false) // the next round says what is wrong
-    .then((isInterrupted) => (isInterrupted ? cron.trigger() : undefined))
+    .then((isOverdue) => (isOverdue ? cron.trigger() : undefined))
   return async () => {
     cron.stop()
     stop.abort()

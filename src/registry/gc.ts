@@ -50,6 +50,8 @@ export interface CollectionReport {
   /** Blobs whose bytes were removed. */
   blobs: number
   bytes: number
+  /** Blobs that were found to remove, those that were removed among them; 0 until they have been looked for. */
+  blobsFound: number
   /** Files without a row that were left where they are, because there are too many of them. */
   strangersLeft: number
   /** Whether it was told to stop before it had done everything. */
@@ -72,6 +74,7 @@ export function emptyReport(): CollectionReport {
     repositories: new Map(),
     blobs: 0,
     bytes: 0,
+    blobsFound: 0,
     strangersLeft: 0,
     isInterrupted: false,
     milliseconds: 0,
@@ -247,11 +250,13 @@ class Pass {
   async removeBlobs(moments: Moments): Promise<void> {
     await this.#walkAndRemove(
       (after: number | undefined) => this.#collection.listUnlinkedBlobs(after ?? 0, moments, pageSize),
-      (blobs) =>
-        this.condemnAndRemove(
+      (blobs) => {
+        this.#report.blobsFound = this.#report.blobs + blobs.length
+        return this.condemnAndRemove(
           blobs.map(({ digest }) => digest),
           moments,
-        ),
+        )
+      },
     )
   }
 

@@ -47,9 +47,15 @@ export class Verifier {
     this.#holder = holder
   }
 
-  /** Whether a verification was interrupted, and the next one goes on from there. */
-  async isInterrupted(): Promise<boolean> {
-    return (await this.#stores.integrity.findPosition()) !== undefined
+  /**
+   * Whether a verification is overdue: one was interrupted, which the next one goes on with, or none came to its end
+   * since this moment.
+   * @param moment milliseconds since 1970; undefined when there was none yet
+   */
+  async isOverdue(moment: number | undefined): Promise<boolean> {
+    const { integrity } = this.#stores
+    if ((await integrity.findPosition()) !== undefined) return true
+    return moment !== undefined && (await integrity.verifiedAt()) < moment
   }
 
   /**
