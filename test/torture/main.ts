@@ -14,6 +14,7 @@ Runs all that tries to make the registry lose something, one part after the othe
   --only A,B       these parts alone
   --seed N         repeats the choices of a run; every run prints its seed
   --jobs N         parts that run at once (default: one for each core, two at the most)
+  --beyond-tests   without the parts that npm test runs, too
   --list           the parts, and the command behind each
 `
 
@@ -50,6 +51,7 @@ function parseCommandLine(args: readonly string[]): CommandLine | undefined {
       quick: { type: 'boolean', default: false },
       full: { type: 'boolean', default: false },
       only: { type: 'string' },
+      'beyond-tests': { type: 'boolean', default: false },
       seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
       jobs: { type: 'string', default: String(Math.min(2, availableParallelism())) },
     },
@@ -65,7 +67,10 @@ function parseCommandLine(args: readonly string[]): CommandLine | undefined {
   }
   return {
     extent,
-    chosen: suites.filter(({ name }) => names?.includes(name) !== false),
+    chosen: suites.filter(
+      ({ name, file }) =>
+        names?.includes(name) !== false && !(values['beyond-tests'] && file.endsWith('.test.js')),
+    ),
     seed: readWhole('seed', values.seed),
     jobs: readWhole('jobs', values.jobs),
   }
