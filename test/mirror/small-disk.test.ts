@@ -175,4 +175,33 @@ t.test('a budget holds beside what is pushed, however the mirror is pulled', { s
   await stillThere(t, server, pushed)
   await eventually('it stays within the budget when nobody pulls', () => heldBytes(server) - own <= budget)
   await server.stop()
+  execFileSync('rm', ['-rf', server.data])
+})
+
+t.test('what was fetched from an upstream makes room for what is pushed', { skip }, async (t) => {
+  const { upstream, server } = await startSmall(t, 'room', {}, { disk: { floor: '8MiB', reserve: '0B' } })
+  const images = addImages(upstream, 60)
+  t.strictSame(await pullAll(server, images), [])
+  const before = heldBytes(server)
+  t.ok(before > 30 * mebibyte, `the mirror has filled the disk: ${before} bytes`)
+
+  const pushed = image({ layers: [randomBlob(20 * mebibyte)] })
+  await push(server, 'own/app', 'latest', pushed)
+  await stillThere(t, server, pushed)
+  t.strictSame(await pullAll(server, images.slice(0, 4)), [], 'what has gone is fetched again')
+
+  const more = randomBlob(20 * mebibyte)
+  const path = `/v2/own/app/blobs/uploads/?digest=${more.digest}`
+  t.equal((await server.request('POST', path, { body: more.bytes })).status, 201)
+  const tooMuch = randomBlob(20 * mebibyte)
+  const refused = await server.request('POST', path.replace(more.digest, tooMuch.digest), {
+    body: tooMuch.bytes,
+    fresh: true,
+    unchecked: true,
+  })
+  t.equal(refused.status, 507, 'what was pushed makes room for nothing')
+  await stillThere(t, server, pushed)
+  t.equal((await server.request('HEAD', `/v2/own/app/blobs/${more.digest}`)).status, 200)
+  await server.stop()
+  execFileSync('rm', ['-rf', server.data])
 })
