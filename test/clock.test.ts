@@ -1,6 +1,6 @@
 import { renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { fakeClock } from './fake-clock.js'
 import {
   eventually,
@@ -10,6 +10,7 @@ import {
   pushBlobs,
   randomBlob,
   resumeUpload,
+  type Server,
   scratchDir,
   startServer,
 } from './harness.js'
@@ -22,13 +23,26 @@ const library = fakeClock()
 const skip = library === undefined ? 'libfaketime is missing (on Debian: apt-get install faketime)' : false
 const years = 10 * 365 * 86_400
 
-t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', { skip }, async (t) => {
+/** A clock for servers, which shows the real time until it is set. */
+function startClock(t: Test) {
   const clock = join(scratchDir(t), 'clock')
-  const setClock = (seconds: number) => {
+  const set = (seconds: number) => {
     writeFileSync(`${clock}.new`, `${seconds < 0 ? '' : '+'}${seconds}s\n`)
     renameSync(`${clock}.new`, clock)
   }
-  setClock(0)
+  set(0)
+  const env = {
+    LD_PRELOAD: library ?? '',
+    FAKETIME_TIMESTAMP_FILE: clock,
+    FAKETIME_NO_CACHE: '1',
+    FAKETIME_DONT_FAKE_MONOTONIC: '1',
+    DONT_FAKE_MONOTONIC: '1',
+  }
+  return { set, env }
+}
+
+t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', { skip }, async (t) => {
+  const { set: setClock, env } = startClock(t)
   const server = await startServer(t, {
     config: {
       workers: 1,
@@ -36,13 +50,7 @@ t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', {
       gc: { interval: '200ms', grace: '1h', untagged: '1h' },
       log: { level: 'warn', format: 'json' },
     },
-    env: {
-      LD_PRELOAD: library ?? '',
-      FAKETIME_TIMESTAMP_FILE: clock,
-      FAKETIME_NO_CACHE: '1',
-      FAKETIME_DONT_FAKE_MONOTONIC: '1',
-      DONT_FAKE_MONOTONIC: '1',
-    },
+    env,
   })
   const repository = 'team/app'
   const tagged = image()
@@ -74,4 +82,38 @@ t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', {
       t.equal(reply.status, 200, 'a manifest is there')
     }
   }
+})
+
+t.test('R60: retention removes no tag for the years that a clock has jumped over', { skip }, async (t) => {
+  const { set, env } = startClock(t)
+  const rules = [
+    { repositories: ['team/**'], keep: [{ pushedWithin: '30d' }] },
+    { repositories: ['other/**'], keep: [{ newest: 1 }] },
+  ]
+  const config = { workers: 1, retention: { schedule: '1s', rules } }
+  const first = await startServer(t, { config, env })
+  await push(first, 'team/app', 'v1', image())
+
+  /** What the other rule removes tells that a round is over, and that the clock was looked at. */
+  async function roundIsOver(server: Server, round: string) {
+    const tags = async () =>
+      (await server.request('GET', '/v2/other/app/tags/list')).json<{ tags: string[] }>().tags
+    for (const tag of [`${round}-old`, `${round}-new`]) await push(server, 'other/app', tag, image())
+    await eventually('a round', async () => String(await tags()) === `${round}-new`, 60_000)
+    for (const tag of [`${round}-x`, `${round}-y`]) await push(server, 'other/app', tag, image())
+    await eventually(
+      'a round that began after that',
+      async () => String(await tags()) === `${round}-y`,
+      60_000,
+    )
+  }
+
+  const reply = (server: Server) => server.request('GET', '/v2/team/app/manifests/v1')
+  set(years)
+  await roundIsOver(first, 'ahead')
+  t.equal((await reply(first)).status, 200, 'after a jump while it runs')
+  await first.stop()
+  const second = await startServer(t, { config, env, data: first.data })
+  await roundIsOver(second, 'started')
+  t.equal((await reply(second)).status, 200, 'after a start with the clock ahead')
 })
