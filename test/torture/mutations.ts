@@ -20,6 +20,7 @@ const hunters = {
   },
   gc: { file: 'torture/gc.js', args: ['--seconds', '10'], seconds: 120 },
   collection: { file: 'stores/collection.test.js', args: [], seconds: 120, isSeeded: false },
+  blobStore: { file: 'stores/fs-blob-store.test.js', args: [], seconds: 120, isSeeded: false },
   interleave: { file: 'stores/interleave.test.js', args: [], seconds: 300, isSeeded: false },
   replay: { file: 'torture/replay.js', args: ['--operation', 'push', '--bound', '300'], seconds: 300 },
   upstream: { file: 'torture/upstream.js', args: ['--rounds', '6', '--pulls', '150'], seconds: 300 },
@@ -71,6 +72,30 @@ export const mutations: readonly Mutation[] = [
     hunter: 'powerCuts',
     says: lost,
     isQuick: true,
+  },
+  {
+    name: 'a sync that failed is tried again',
+    edits: [
+      {
+        file: 'storage/write-back.js',
+        from: 'await this.#file.datasync();',
+        to: 'await this.#file.datasync().catch(() => this.#file.datasync());',
+      },
+    ],
+    hunter: 'blobStore',
+    says: failedTest,
+  },
+  {
+    name: 'a folder that cannot be synced is passed over',
+    edits: [
+      {
+        file: 'storage/directory-sync.js',
+        from: 'await opened.sync();',
+        to: 'await opened.sync().catch(() => undefined);',
+      },
+    ],
+    hunter: 'blobStore',
+    says: failedTest,
   },
   {
     // No power cut on ext4 shows it: its journal is committed as a whole.
