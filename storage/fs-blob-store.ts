@@ -141,6 +141,7 @@ class FsBlobStore implements BlobStore {
         writeBack.reached(position)
         options.onProgress?.(position)
       },
+      onCopied: options.onCopied,
       isEager: options.onProgress !== undefined,
       admit: options.admit,
     })
