@@ -1,6 +1,7 @@
 import { renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { runCommand } from './commands.js'
 import { fakeClock } from './fake-clock.js'
 import {
   eventually,
@@ -81,6 +82,36 @@ t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', {
       const reply = await server.request('GET', `/v2/${repository}/manifests/${reference}`)
       t.equal(reply.status, 200, 'a manifest is there')
     }
+  }
+})
+
+t.test('R60: a clock that is ten years ahead at the start ends no grace', { skip }, async (t) => {
+  const { set, env } = startClock(t)
+  const gc = { interval: '100ms', grace: '1h', untagged: '1h' }
+  const config = { workers: 1, gc, tags: { undo: '1h' } }
+  const first = await startServer(t, { config, env })
+  const [layer, deleted, untagged] = [randomBlob(5000), image(), image()]
+  await pushBlobs(first, 'team/app', layer)
+  await push(first, 'team/app', untagged.digest, untagged)
+  await push(first, 'team/app', 'v1', deleted)
+  t.equal((await first.request('DELETE', `/v2/team/app/manifests/${deleted.digest}`)).status, 202)
+  await first.stop()
+
+  set(years)
+  const second = await startServer(t, { config, env, data: first.data })
+  const { text } = await second.request('GET', '/metrics')
+  const runs = (metrics: string) => Number(/^boathouse_gc_runs_total (\d+)/m.exec(metrics)?.[1])
+  await eventually(
+    'collections come to their end',
+    async () => runs((await second.request('GET', '/metrics')).text) > runs(text) + 2,
+    60_000,
+  )
+  t.equal((await second.request('HEAD', `/v2/team/app/blobs/${layer.digest}`)).status, 200)
+  t.equal((await second.request('GET', `/v2/team/app/manifests/${untagged.digest}`)).status, 200)
+  const restored = await runCommand(first.data, ['tag', 'restore', 'team/app:v1'], '', { env })
+  t.equal(restored.code, 0, restored.stderr)
+  for (const { digest, bytes } of deleted.parts) {
+    t.ok((await second.request('GET', `/v2/team/app/blobs/${digest}`)).body.equals(bytes), 'it was kept')
   }
 })
 

@@ -45,7 +45,7 @@ manifests without a tag do.`,
     return withPlace(values, async (place) => {
       if (digest !== undefined) return tellReasons(place, digest, json)
       const report = isDry
-        ? await previewCollection(place.stores.collection, optionsOf(place))
+        ? await previewCollection(place.stores, optionsOf(place))
         : await collect(place, unknown)
       tellReport(report, { json, isDry })
       return report.isInterrupted ? 1 : 0

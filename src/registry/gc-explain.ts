@@ -57,7 +57,10 @@ function explainManifest(manifest: ManifestFacts, options: GarbageOptions, now: 
     return kept(what, `${path}, ${use}`)
   }
   const undo = explainUndo(manifest, options)
-  const moment = momentsOf(options, 0).manifest({ repository, isMirrored: manifest.isMirrored })
+  const moment = momentsOf(options, (length) => -length).manifest({
+    repository,
+    isMirrored: manifest.isMirrored,
+  })
   if (moment === undefined) {
     const lately = undo !== undefined && undo.until > now ? `${undo.why}; ` : ''
     return kept(what, `${lately}no tag leads to it, but gc.untagged is unset; ${use}`)
@@ -114,7 +117,7 @@ async function explainLink(
       const until = deleted.deletedAt + options.undo
       return lasting(what, until, now, `named by ${deleted.digest}, which ${historyOf(deleted, until)}`)
     }
-    const until = link.leasedAt - momentsOf(options, 0).links.before
+    const until = link.leasedAt - momentsOf(options, (length) => -length).links.before
     return lasting(what, until, now, `no manifest names it; last used ${ago(link.leasedAt, now)}`)
   }
   const facts = await collection.explainDigest(naming, mostTold)

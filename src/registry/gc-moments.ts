@@ -41,16 +41,23 @@ export interface CollectionMoments {
   manifest(manifest: Pick<IdleManifest, 'repository' | 'isMirrored'>): number | undefined
 }
 
-export function momentsOf(options: GarbageOptions, now: number): CollectionMoments {
+/**
+ * @param since the moment from which so many milliseconds have passed until now; those alone count in which a server
+ * ran, so that a clock that is years ahead when it starts ends no grace (see livedSince)
+ */
+export function momentsOf(
+  options: Omit<GarbageOptions, 'holder'>,
+  since: (length: number) => number,
+): CollectionMoments {
   const { grace, untagged, history } = options
-  const undo = now - options.undo
+  const undo = since(options.undo)
   const momentOf = (length: number | undefined) =>
-    length === undefined ? undefined : now - length - leaseSlack(length)
+    length === undefined ? undefined : since(length + leaseSlack(length))
   return {
-    blobs: { before: now - grace, undo },
-    links: { before: now - grace - leaseSlack(grace), undo },
+    blobs: { before: since(grace), undo },
+    links: { before: since(grace + leaseSlack(grace)), undo },
     undo,
-    history: history === undefined ? 0 : Math.min(undo, now - history),
+    history: history === undefined ? 0 : Math.min(undo, since(history)),
     manifests: momentOf(untagged?.shortest),
     manifest: ({ repository, isMirrored }) => momentOf(untagged?.of(repository, isMirrored)),
   }

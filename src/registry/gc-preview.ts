@@ -5,8 +5,10 @@ import type {
   LinkKey,
   Moments,
 } from '../../storage/collection-store.js'
+import type { TagStore } from '../../storage/tag-store.js'
 import { type CollectionReport, emptyReport, reportOf } from './gc.js'
 import { type CollectionMoments, type GarbageOptions, groupByMoment, momentsOf } from './gc-moments.js'
+import { livedSince } from './lived-time.js'
 
 /** Rows that are read at once. */
 const pageSize = 500
@@ -19,12 +21,17 @@ const mostNaming = 1000
  * @throws RegistryError UNAVAILABLE
  */
 export async function previewCollection(
-  collection: CollectionStore,
+  {
+    collection,
+    tags,
+  }: { readonly collection: CollectionStore; readonly tags: Pick<TagStore, 'listRunning'> },
   options: GarbageOptions,
 ): Promise<CollectionReport> {
   const begin = performance.now()
   const report = emptyReport()
-  const moments = momentsOf(options, Date.now())
+  const running = await tags.listRunning()
+  const now = Date.now()
+  const moments = momentsOf(options, (length) => livedSince(now, length, running))
   const doomed = new Set<number>()
   await findManifests(collection, moments, { doomed, report })
   await findLinks(collection, moments.links, { doomed, report })

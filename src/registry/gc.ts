@@ -9,10 +9,12 @@ import type {
   Moments,
   StepResult,
 } from '../../storage/collection-store.js'
+import type { TagStore } from '../../storage/tag-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { type CollectionMoments, type GarbageOptions, groupByMoment, momentsOf } from './gc-moments.js'
 import { steadyClock } from './leases.js'
+import { livedSince } from './lived-time.js'
 import { Pace } from './pace.js'
 
 /** Rows that are read at once: no more than a few milliseconds. */
@@ -95,15 +97,21 @@ export function reportOf(report: CollectionReport, name: RepositoryName): Reposi
 export class GarbageCollector {
   readonly #blobs: BlobStore
   readonly #collection: CollectionStore
+  readonly #tags: Pick<TagStore, 'listRunning'>
   readonly #options: GarbageOptions
   readonly #clock = steadyClock()
 
   constructor(
-    stores: { readonly blobs: BlobStore; readonly collection: CollectionStore },
+    stores: {
+      readonly blobs: BlobStore
+      readonly collection: CollectionStore
+      readonly tags: Pick<TagStore, 'listRunning'>
+    },
     options: GarbageOptions,
   ) {
     this.#blobs = stores.blobs
     this.#collection = stores.collection
+    this.#tags = stores.tags
     this.#options = options
   }
 
@@ -114,7 +122,7 @@ export class GarbageCollector {
    */
   collect(options: CollectOptions): Promise<CollectionReport | undefined> {
     return this.#run(options, async (pass) => {
-      const moments = momentsOf(this.#options, this.#clock())
+      const moments = await this.#moments()
       await pass.finishOthers()
       await pass.forgetOld(moments)
       await pass.removeManifests(moments)
@@ -135,13 +143,19 @@ export class GarbageCollector {
   async collectBlobs(digests: readonly Digest[]): Promise<CollectionReport | undefined> {
     const deadline = performance.now() + busyPatience
     for (;;) {
-      const { undo } = momentsOf(this.#options, this.#clock())
+      const { undo } = await this.#moments()
       const report = await this.#run({ strangers: 'no' }, (pass) =>
         pass.condemnAndRemove(digests, { before: Number.MAX_SAFE_INTEGER, undo }),
       )
       if (report !== undefined || performance.now() > deadline) return report
       await delay(busyPause)
     }
+  }
+
+  async #moments(): Promise<CollectionMoments> {
+    const running = await this.#tags.listRunning()
+    const now = this.#clock()
+    return momentsOf(this.#options, (length) => livedSince(now, length, running))
   }
 
   async #run(

@@ -88,7 +88,7 @@ async function push({ root, size }: { root: string; size: number }): Promise<voi
 /** Collects one blob that nothing links any more, with a word before and after. */
 async function collect({ root, size }: { root: string; size: number }): Promise<void> {
   const folder = await takeDataFolder(root)
-  const { metadata, collection } = await openSqliteStores({
+  const { metadata, collection, tags } = await openSqliteStores({
     path: dataPaths(root).database,
     onFatal: (error) => say({ fatal: error.message }),
   })
@@ -103,7 +103,7 @@ async function collect({ root, size }: { root: string; size: number }): Promise<
   await metadata.finishUpload('one', 'child', { digest, size }, 1)
   await metadata.unlinkBlob(repository, digest)
   say('garbage')
-  const collector = new GarbageCollector({ blobs, collection }, { holder: 'child:', grace: 1, undo: 1 })
+  const collector = new GarbageCollector({ blobs, collection, tags }, { holder: 'child:', grace: 1, undo: 1 })
   const report = await collector.collect({ strangers: 'no' })
   say('collected')
   say(report?.blobs)

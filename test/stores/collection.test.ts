@@ -32,8 +32,8 @@ type Stores = Awaited<ReturnType<typeof openStores>>
 
 async function openStores(root: string) {
   const onFatal = (error: Error) => t.fail(error)
-  const { metadata, collection } = await openSqliteStores({ path: join(root, 'boathouse.db'), onFatal })
-  return { root, metadata, collection, blobs: openFsBlobStore(root) }
+  const { metadata, collection, tags } = await openSqliteStores({ path: join(root, 'boathouse.db'), onFatal })
+  return { root, metadata, collection, tags, blobs: openFsBlobStore(root) }
 }
 
 async function newStores(t: Test): Promise<Stores> {
@@ -329,7 +329,11 @@ t.test('the collector itself, with an upload between any two of its calls (R06)'
         call++
       }
       const collector = new GarbageCollector(
-        { blobs: hooked(stores.blobs, advance), collection: hooked(stores.collection, advance) },
+        {
+          blobs: hooked(stores.blobs, advance),
+          collection: hooked(stores.collection, advance),
+          tags: stores.tags,
+        },
         { holder, grace, undo: 0 },
       )
       await collector.collect({ strangers: 'no' })
@@ -460,7 +464,7 @@ t.test('a read that fails removes nothing (R05)', async (t) => {
       },
     })
   for (const method of ['listIdleLinks', 'listUnlinkedBlobs'] as const) {
-    const broken = { blobs: stores.blobs, collection: failing(method) }
+    const broken = { blobs: stores.blobs, tags: stores.tags, collection: failing(method) }
     const collector = new GarbageCollector(broken, { holder, grace: 1, undo: 0 })
     await t.rejects(collector.collect({ strangers: 'some' }), { message: 'the disk fails' })
     t.ok(existsSync(fileOf(stores, content.digest)), `${method}: the bytes are there`)

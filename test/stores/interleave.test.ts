@@ -15,7 +15,6 @@ import { sameEverywhere } from '../../src/registry/gc-moments.js'
 import { ManifestService } from '../../src/registry/manifests.js'
 import { UploadService } from '../../src/registry/uploads.js'
 import type { BlobStore } from '../../storage/blob-store.js'
-import type { CollectionStore } from '../../storage/collection-store.js'
 import { openFsBlobStore, prepareFsBlobStore } from '../../storage/fs-blob-store.js'
 import type { MetadataStore } from '../../storage/metadata-store.js'
 import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
@@ -40,9 +39,9 @@ async function openStores(t: Test) {
   const path = join(root, 'boathouse.db')
   await prepareFsBlobStore(root)
   prepareSqlite(path)
-  const { metadata, collection } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
+  const { metadata, collection, tags } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
   t.teardown(() => metadata.close())
-  return { root, metadata, collection, blobs: openFsBlobStore(root) }
+  return { root, metadata, collection, tags, blobs: openFsBlobStore(root) }
 }
 
 type Stores = Awaited<ReturnType<typeof openStores>>
@@ -372,7 +371,12 @@ async function runAll(t: Test, name: string, run: Operation): Promise<void> {
         const blobs = gated(stores.blobs, 'append', 'digestUpload', 'discard')
         follow = await run(world, servicesOn({ metadata, blobs }))
       },
-      (gated) => collect(gated(stores.blobs), gated(stores.collection, 'startCollection', 'endCollection')),
+      (gated) =>
+        collect({
+          blobs: gated(stores.blobs),
+          collection: gated(stores.collection, 'startCollection', 'endCollection'),
+          tags: stores.tags,
+        }),
     ]
   }
   for await (const order of allSchedules(begin)) {
@@ -385,14 +389,18 @@ async function runAll(t: Test, name: string, run: Operation): Promise<void> {
       t.fail(`${order}: ${error instanceof Error ? error.message : error}`)
     }
   }
-  await collect(stores.blobs, stores.collection)
+  await collect(stores)
   t.strictSame(checkFolder(stores.root).violations, [], 'everything fits together')
   t.ok(count > 5, `${count} orders`)
 }
 
-async function collect(blobs: BlobStore, collection: CollectionStore): Promise<void> {
+async function collect({
+  blobs,
+  collection,
+  tags,
+}: Pick<Stores, 'blobs' | 'collection' | 'tags'>): Promise<void> {
   const collector = new GarbageCollector(
-    { blobs, collection },
+    { blobs, collection, tags },
     { holder: 'collector:', grace, undo: grace, untagged: sameEverywhere(grace) },
   )
   await collector.collect({ strangers: 'no' })
