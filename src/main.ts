@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { ConfigError } from '../config/load.js'
-import { type Command, Misuse, Refusal, splitCommand } from './commands/command.js'
+import { type Command, Misuse, splitCommand } from './commands/command.js'
+import { describeFailure } from './commands/failure.js'
 import { version } from './version.js'
 
 /** Exit codes: it could not be done; what was written is wrong. */
@@ -80,14 +81,10 @@ function report(error: unknown, name: string): number {
     process.stderr.write(`${error.faults.join('\n')}\n`)
     return misused
   }
-  if (!(error instanceof Refusal || isOfTheSystem(error))) throw error
-  process.stderr.write(`${error.message}\n`)
+  const sentence = describeFailure(error)
+  if (sentence === undefined) throw error
+  process.stderr.write(`${sentence}\n`)
   return failed
-}
-
-/** What a file, a disk or the network refused: its message names the call and the path. */
-function isOfTheSystem(error: unknown): error is Error {
-  return error instanceof Error && 'syscall' in error
 }
 
 function say(text: string): number {

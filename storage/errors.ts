@@ -1,3 +1,4 @@
+import { constants } from 'node:os'
 import { RegistryError } from '../src/oci/errors.js'
 
 /** The shared memory of the index is a file as well: where it cannot grow the disk is full, and nothing is lost. */
@@ -21,7 +22,9 @@ export function toStorageError(error: unknown): RegistryError {
 
 /** The `code` of a system's or a database's error; '' when it has none. */
 export function errorCode(error: unknown): string {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : ''
+  if (!(error instanceof Error && 'code' in error && typeof error.code === 'string')) return ''
+  // Node has no name for a quota of the disk that is used up.
+  return 'errno' in error && error.errno === -constants.errno.EDQUOT ? 'EDQUOT' : error.code
 }
 
 /** The index is damaged: nothing may be written to it. The message is a sentence that says what helps. */

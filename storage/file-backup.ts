@@ -1,4 +1,4 @@
-import { constants } from 'node:fs'
+import { constants, createReadStream } from 'node:fs'
 import {
   copyFile,
   link,
@@ -26,8 +26,8 @@ const copiedAtOnce = 8
 /** Errors for which a file is copied where it cannot be linked: another filesystem, or one without links. */
 const unlinkable = new Set(['EXDEV', 'EPERM', 'EMLINK', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EACCES'])
 
-/** Errors that say that one blob is lost; the others are still to be brought. */
-const unreadable = new Set(['ENOENT', 'EIO'])
+/** Bytes that are read at once. */
+const readAtOnce = 1024 * 1024
 
 /** Milliseconds by which the times of a file and its copy may differ: not every filesystem keeps them exactly. */
 const timeSlack = 10
@@ -144,8 +144,8 @@ class Copier {
       await rename(unfinished, target)
       if (isLinked) this.#report.linked++
     } catch (error) {
-      if (!unreadable.has(errorCode(error))) throw error
-      return false
+      if (await isReadable(path)) throw error
+      return false // the others are still to be brought
     } finally {
       await rm(unfinished, { force: true })
     }
@@ -176,6 +176,17 @@ async function stateOf(path: string): Promise<FileState | undefined> {
   }
 }
 
+/** Whether the disk still has a file's bytes: what failed was something else then. */
+async function isReadable(path: string): Promise<boolean> {
+  try {
+    for await (const _ of createReadStream(path, { highWaterMark: readAtOnce }));
+    return true
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT' || errorCode(error) === 'EIO') return false
+    throw error
+  }
+}
+
 /** The copy tells by its time what it is a copy of. @param modifiedAt seconds since 1970 */
 async function copyBytes(path: string, target: string, modifiedAt: number): Promise<void> {
   await copyFile(path, target, constants.COPYFILE_FICLONE)
@@ -196,7 +207,10 @@ async function linked(path: string, target: string): Promise<boolean> {
 
 /** Copies the keys that sign tokens; each has its own name for ever. */
 export async function copyKeys(from: string, to: string): Promise<void> {
-  const names = await readdir(from).catch(() => [])
+  const names = await readdir(from).catch((error: unknown) => {
+    if (errorCode(error) === 'ENOENT') return []
+    throw error
+  })
   await mkdir(to, { recursive: true, mode: 0o700 })
   for (const name of names.filter((one) => /^\d+\.pem$/.test(one))) {
     await writeFile(join(to, name), await readFile(join(from, name)), { mode: 0o600, flush: true })

@@ -1,5 +1,5 @@
 import { parentPort, workerData } from 'node:worker_threads'
-import { errorCode } from './errors.js'
+import { indexErrorCode } from './file-room.js'
 import { copyIndex, findIndexFaults } from './sqlite-index.js'
 
 /** Look at every page of an index, or copy it and look at the copy. */
@@ -21,6 +21,7 @@ async function reply(task: IndexTask): Promise<IndexTaskReply> {
     return { ok: true, faults }
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error)
-    return { ok: false, code: errorCode(error), message }
+    const written = task.task === 'copy' ? task.target : task.path
+    return { ok: false, code: indexErrorCode(error, written), message }
   }
 }

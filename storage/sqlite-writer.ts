@@ -1,6 +1,6 @@
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import type { Database } from 'better-sqlite3'
-import { errorCode } from './errors.js'
+import { indexErrorCode } from './file-room.js'
 import { openDatabase } from './sqlite-connection.js'
 import { type Operations, prepareOperations, volatileOperations } from './sqlite-operations.js'
 
@@ -86,7 +86,7 @@ function serve(port: MessagePort, db: Database): void {
 function failure(error: unknown): WriteReply {
   return {
     ok: false,
-    code: errorCode(error),
+    code: indexErrorCode(error, String(workerData)),
     message: error instanceof Error ? error.message : String(error),
   }
 }

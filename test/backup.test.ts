@@ -11,7 +11,7 @@ import {
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
 import t, { type Test } from 'tap'
-import { type Run, runCommand } from './commands.js'
+import { commandLine, type Run, runCommand } from './commands.js'
 import {
   eventually,
   filesBelow,
@@ -23,6 +23,7 @@ import {
   scratchDir,
   startServer,
 } from './harness.js'
+import { noTracing } from './stores/processes.js'
 
 t.setTimeout(180_000)
 
@@ -167,6 +168,46 @@ t.test('a restore wants an empty folder and a backup; an interrupted one goes on
   await succeeded(t, runCommand(data, ['restore', target, '--json']))
   const restored = await startServer(t, { data })
   t.same(await pullsWhole(restored, 'team/app', 'one', one), [])
+})
+
+t.test(
+  'R52: a restore to a disk that fails says so, loses no blob, and goes on',
+  { skip: noTracing() ?? false },
+  async (t) => {
+    const server = await startServer(t)
+    const one = image()
+    await push(server, 'team/app', 'one', one)
+    const scratch = scratchDir(t)
+    const target = join(scratch, 'backup')
+    await succeeded(t, backUp(server, target))
+    for (const call of ['rename', 'link', 'fsync', 'openat']) {
+      const data = join(scratch, call)
+      const lock = call === 'openat' ? ['-P', join(data, 'workers.lock')] : []
+      const under = ['strace', '-f', '-o', '/dev/null', ...lock, '-e', `inject=${call}:error=EIO:when=1`]
+      const command = [...under, ...commandLine('restore', target, '--data', data)]
+      const failed = await runCommand(data, [], '', { command, env: { UV_USE_IO_URING: '0' } })
+      t.match(
+        failed,
+        { code: 1, stdout: '', stderr: /EIO|\(unable to open database file\): see to the disk/ },
+        call,
+      )
+      t.notMatch(failed.stderr, /\n\s+at /, 'it is told in a sentence')
+      const again = await succeeded(t, runCommand(data, ['restore', target, '--json']))
+      t.match(again, { blobs: one.parts.length, missing: [] }, `after ${call} the same restore goes on`)
+    }
+  },
+)
+
+t.test('a backup to a disk whose quota is used up says so', { skip: noTracing() ?? false }, async (t) => {
+  const server = await startServer(t)
+  await push(server, 'team/app', 'one', image())
+  const target = join(scratchDir(t), 'backup')
+  const words = ['strace', '-f', '-o', '/dev/null', '-e', 'inject=link:error=EDQUOT']
+  const command = [...words, ...commandLine('backup', target)]
+  t.match(await runCommand(server.data, [], '', { command, env: { UV_USE_IO_URING: '0' } }), {
+    code: 1,
+    stderr: /^The quota of this disk is used up: make room on it, then run the same command again\.\n$/,
+  })
 })
 
 t.test('the server copies its index, and a copy brings it back', async (t) => {

@@ -73,6 +73,7 @@ async function fromBackup(backup: string, data: string, json: boolean): Promise<
         `Restored ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${data}.`,
       )
     }
+    if (missing.length > 0) note(`${missing.length} blobs could not be read from the backup.`)
     return missing.length > 0 ? 1 : 0
   } catch (error) {
     if (!(error instanceof CopyStoppedError)) throw error

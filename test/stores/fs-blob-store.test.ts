@@ -325,6 +325,17 @@ t.test(
   },
 )
 
+t.test('R51: a quota of the disk that is used up is a full disk', { skip: cannotTrace }, async (t) => {
+  for (const error of ['ENOSPC', 'EDQUOT']) {
+    const root = join(scratchDir(t), error)
+    await prepareFsBlobStore(root)
+    const inject = `inject=write,pwrite64,writev,pwritev:error=${error}`
+    const under = ['strace', '-f', '-o', '/dev/null', '-P', join(root, 'uploads', 'one'), '-e', inject]
+    const said = await startChild(t, 'append', { root, size: 1000 }, under).ended()
+    t.strictSame(said, ['STORAGE_FULL', ['one'], 'nothing', 'nothing'], error)
+  }
+})
+
 t.test('R52: a sync that failed is not tried again: the upload is lost', { skip: cannotTrace }, async (t) => {
   // 40 MiB are synced in the background first: neither that failure nor the last one may be passed over.
   for (const [what, size, when] of [

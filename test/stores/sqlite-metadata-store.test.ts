@@ -420,6 +420,28 @@ t.test(
   },
 )
 
+for (const [error, refusal, restarts] of [
+  ['EDQUOT', 'STORAGE_FULL', 0],
+  ['EIO', 'UNAVAILABLE', 1],
+] as const) {
+  const name = `a log that cannot be written for ${error} is told as ${refusal}`
+  t.test(name, { skip: cannotTrace }, async (t) => {
+    const path = newPath(t)
+    prepareSqlite(path)
+    const paths = ['-P', `${path}-wal`, '-P', `${path}-probe`]
+    const under = ['strace', '-f', '-o', '/dev/null', ...paths, '-e', `inject=pwrite64:error=${error}`]
+    const said = await startChild(t, 'write', { path }, under).ended()
+    t.strictSame(
+      said.filter((word) => typeof word === 'string'),
+      [refusal, refusal, 'nothing'],
+      'two writes are refused, a read is answered',
+    )
+    t.equal(said.filter((word) => typeof word === 'object').length, restarts, 'restarts that are asked for')
+    isSound(t, path)
+    t.notOk(existsSync(`${path}-probe`), 'nothing is left')
+  })
+}
+
 t.test('order: what is durable is synced before it is told', { skip: cannotTrace }, async (t) => {
   const path = newPath(t)
   const log = `${path}-wal`
