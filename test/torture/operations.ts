@@ -73,24 +73,26 @@ async function openSession(scene: Scene, repository: string, { bytes, digest }: 
   return session
 }
 
-async function sendChunk(scene: Scene, session: Session, end: number): Promise<void> {
+/** Sends a chunk. @returns the status: 404 where a failed sync of the upload's bytes has ended it (R52) */
+async function sendChunk(scene: Scene, session: Session, end: number): Promise<number> {
   const { repository, id, bytes, low } = session
   session.high = end
   // An upload whose sync failed is given up: it may be gone with an error.
   if (scene.trouble === 'fault') session.ending = 'unknown'
-  await scene.change(
+  const { status } = await scene.change(
     {
       method: 'PATCH',
       path: `/v2/${repository}/blobs/uploads/${id}`,
       headers: { 'Content-Range': `${low}-${end - 1}` },
       body: bytes.subarray(low, end),
     },
-    [202],
+    scene.unsynced.has(id) ? [202, 404] : [202],
     [],
   )
-  session.low = end
-  session.ending = 'no'
+  if (status === 202) session.low = end
+  session.ending = status === 202 ? 'no' : 'done'
   scene.note(session)
+  return status
 }
 
 /**
@@ -188,7 +190,9 @@ const chunked: RequestOperation = {
 /** Sends what is missing of a session, and ends it. @returns the last status */
 async function sendRest(scene: Scene, session: Session, successes: readonly number[]): Promise<number> {
   for (const end of [layerSize, 2 * layerSize]) {
-    if (session.low < end) await sendChunk(scene, session, end)
+    if (session.low >= end) continue
+    const status = await sendChunk(scene, session, end)
+    if (status === 404) return status
   }
   return finish(scene, session, successes)
 }

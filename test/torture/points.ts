@@ -13,7 +13,17 @@ export interface Point {
   readonly nth: number
   /** Whether it changes what is on the disk, or makes it durable: a file that is opened to be read does not. */
   readonly isChange: boolean
+  /** Whether it makes what it names: an entry of a folder, and so takes room. */
+  readonly isMaking: boolean
+  /**
+   * What it has in common with calls that are the same but for the leaf that they are about, one of the 256 folders
+   * of an algorithm; undefined when it is about no leaf.
+   */
+  readonly leafCall: string | undefined
 }
+
+/** A leaf at the end of a path: what is done to one is done to all. */
+const leafPath = /\/(sha256|sha512)\/[0-9a-f]{2}$/
 
 /** A point for sentences. */
 export function describePoint({ role, call, path, nth }: Point): string {
@@ -67,6 +77,11 @@ export function pointsOf(
       path: isRandom ? undefined : path.slice(scene.root.length + 1),
       nth: isRandom ? total : onPath,
       isChange: call.name !== 'openat' || /O_CREAT|O_TRUNC/.test(call.args),
+      isMaking: call.name !== 'openat' || call.args.includes('O_CREAT'),
+      leafCall:
+        path !== undefined && leafPath.test(path)
+          ? `${role} ${call.name} ${path.slice(scene.root.length).replace(leafPath, '/$1/*')}`
+          : undefined,
     })
   }
   return points

@@ -1,5 +1,5 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, rmSync } from 'node:fs'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { checkFolder, checkServed, type FolderOptions } from './checker.js'
 import { type Effect, type Key, Model, type Value } from './model.js'
@@ -60,6 +60,8 @@ export class Scene {
   readonly violations: string[] = []
   /** All requests that were answered, in their order. */
   readonly journal: JournalEntry[] = []
+  /** Uploads whose bytes a failed sync has put in doubt: they are over, and the client begins again (R52). */
+  readonly unsynced = new Set<string>()
   trouble: Trouble = 'none'
   /** Whether parts of manifests may be missing, as with mirrors. */
   isSparse = false
@@ -77,7 +79,8 @@ export class Scene {
 
   /** Another scene on a copy of this one's files; what lies in the folder counts as acknowledged. */
   copyTo(root: string): Scene {
-    cpSync(this.root, root, { recursive: true, preserveTimestamps: true })
+    const { status, stderr } = spawnSync('cp', ['-a', '--reflink=auto', this.root, root])
+    if (status !== 0) throw new Error(`${this.root} cannot be copied: ${stderr}`)
     const copy = new Scene(root, this.options)
     if (existsSync(join(this.data, 'boathouse.db'))) copy.#believe()
     return copy

@@ -2,6 +2,7 @@ import { copyFileSync, existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
+import { migrate } from '../../storage/migrations.js'
 import type { Contents, Key, Value } from './model.js'
 
 /** A manifest's row, with its edges. */
@@ -47,7 +48,7 @@ export interface StoredIndex extends Contents {
 
 /**
  * Opens a copy of a stopped server's index: looking at the original would let SQLite mend it before the server
- * itself has to.
+ * itself has to. The copy of an older index is migrated, so that it is asked what it will be asked.
  */
 export function withIndexCopy<T>(data: string, look: (db: Database.Database) => T): T {
   const folder = mkdtempSync(join(tmpdir(), 'boathouse-check-'))
@@ -56,8 +57,10 @@ export function withIndexCopy<T>(data: string, look: (db: Database.Database) => 
       const file = join(data, `boathouse.db${suffix}`)
       if (existsSync(file)) copyFileSync(file, join(folder, `index.db${suffix}`))
     }
-    const db = new Database(join(folder, 'index.db'), { readonly: true, fileMustExist: true })
+    const db = new Database(join(folder, 'index.db'), { fileMustExist: true })
     try {
+      if (Number(db.pragma('user_version', { simple: true })) > 0) migrate(db)
+      db.pragma('query_only = ON')
       return look(db)
     } finally {
       db.close()

@@ -7,7 +7,7 @@ import type { ProcessOperation } from './process-operations.js'
 import type { Ended, Scene } from './scene.js'
 import { StartError } from './server.js'
 import { pathOf, Threads } from './strace.js'
-import { injectionOf, type Mode } from './sweep-requests.js'
+import { injectionOf, type Mode } from './sweep-modes.js'
 
 /** Milliseconds for which a server that has started may still be at it. */
 const workPatience = 30_000

@@ -10,22 +10,15 @@ import { inject, type Point, pointsOf, record } from './points.js'
 import type { Scene } from './scene.js'
 import { withIndexCopy } from './stored.js'
 import { Threads } from './strace.js'
+import { injectionOf, type Mode } from './sweep-modes.js'
 import { GivenUp } from './talk.js'
 import { Wire } from './wire.js'
-
-/** What is done to a call: the process is killed before it, or it fails with this error. */
-export type Mode = 'kill' | 'EIO' | 'ENOSPC' | 'EDQUOT' | 'EMFILE' | 'EROFS'
 
 /** What came of one point. */
 export interface Tried {
   /** Whether the call was met. */
   readonly isHit: boolean
   readonly violations: readonly string[]
-}
-
-/** The words of strace for a mode. */
-export function injectionOf(mode: Mode): string {
-  return mode === 'kill' ? 'signal=SIGKILL' : `error=${mode}`
 }
 
 /** Starts a traced server, and lets it settle. */
@@ -66,8 +59,14 @@ export async function tryIt(
 /** Waits until the server has done what it does behind an answer. */
 export async function settle(scene: Scene): Promise<void> {
   const deadline = performance.now() + 1000
-  do await delay(40)
-  while ((await readdir(join(scene.data, 'uploads'))).length > 0 && performance.now() < deadline)
+  let before: string | undefined
+  do {
+    await delay(40)
+    const now = (await readdir(join(scene.data, 'uploads'))).join()
+    // What lies there for good is the client's to take up again.
+    if (now === '' || now === before) return
+    before = now
+  } while (performance.now() < deadline)
 }
 
 /** Which points an operation has. */
@@ -139,8 +138,10 @@ export class Series {
     if (!hit.name.endsWith('sync') || this.#operation.isMirror === true) return
     if (outcome === 'done')
       this.#scene.report(`R52 ${hit.name} failed, and everything was answered with success`)
-    const isUpload = hit.args.includes('/uploads/')
-    if (isUpload && after.some(({ name, args }) => name === hit.name && args === hit.args)) {
+    const upload = /\/uploads\/([0-9a-f-]+)>/.exec(hit.args)?.[1]
+    if (upload === undefined) return
+    this.#scene.unsynced.add(upload)
+    if (after.some(({ name, args }) => name === hit.name && args === hit.args)) {
       this.#scene.report(`R52 a file whose ${hit.name} failed was synced again`)
     }
   }

@@ -5,14 +5,10 @@ import { describePoint, type Point } from './points.js'
 import type { ProcessOperation } from './process-operations.js'
 import { Random } from './random.js'
 import { Scene } from './scene.js'
+import { type Calls, callsFor, type Mode, type Numbered } from './sweep-modes.js'
 import { isProcess, type Operation } from './sweep-operations.js'
 import { pointsOfProcess, tryProcess } from './sweep-processes.js'
-import { type Mode, pointsOfRequests, Series } from './sweep-requests.js'
-
-export type { Mode }
-
-/** What can be done to a call. */
-export const modes: readonly Mode[] = ['kill', 'EIO', 'ENOSPC', 'EDQUOT', 'EMFILE', 'EROFS']
+import { pointsOfRequests, Series } from './sweep-requests.js'
 
 /** Calls that are tried on one data folder before a fresh one takes over. */
 const seriesLength = 15
@@ -27,6 +23,8 @@ export interface SweepOptions {
   /** Where the scenes go. */
   readonly folder: string
   readonly lanes: number
+  /** Whether the same call on each of the leaves is tried, not on some that stand for all. */
+  readonly isEach: boolean
   /** Calls of each operation that are tried in each mode, chosen by the seed; all unless given. */
   readonly most: number | undefined
   /** Only this call of each operation: 1 for the first. */
@@ -37,8 +35,10 @@ export interface SweepOptions {
 export interface SweepReport {
   readonly operation: string
   readonly mode: Mode
-  /** Calls that the operation has, of which so many were met. */
+  /** Calls that the operation has, that can be met like this. */
   readonly points: number
+  /** Those of them that are to be tried for all of them. */
+  readonly distinct: number
   readonly tried: number
   /** Calls that were to be tried and were never met. */
   readonly missed: number
@@ -51,12 +51,6 @@ interface Counts {
   tried: number
   missed: number
   failed: number
-}
-
-/** A call, and its number in the operation: what --at takes. */
-interface Numbered {
-  readonly point: Point
-  readonly at: number
 }
 
 /** Sweeps over the calls of operations. */
@@ -81,8 +75,8 @@ export class Sweep {
 
   async #sweep(operation: Operation, mode: Mode): Promise<SweepReport> {
     const begin = performance.now()
-    const points = await this.#points(operation, mode)
-    const chosen = this.#choose(operation, mode, points)
+    const calls = callsFor(mode, await this.#points(operation))
+    const chosen = this.#choose(operation, mode, calls)
     const counts: Counts = { tried: 0, missed: 0, failed: 0 }
     const parts: Numbered[][] = []
     for (let at = 0; at < chosen.length; at += seriesLength) parts.push(chosen.slice(at, at + seriesLength))
@@ -93,10 +87,11 @@ export class Sweep {
       }),
     )
     const seconds = (performance.now() - begin) / 1000
-    return { operation: operation.name, mode, points: points.length, ...counts, seconds }
+    const points = calls.all.length
+    return { operation: operation.name, mode, points, distinct: calls.distinct.length, ...counts, seconds }
   }
 
-  async #points(operation: Operation, mode: Mode): Promise<readonly Point[]> {
+  async #points(operation: Operation): Promise<readonly Point[]> {
     let seen = this.#seen.get(operation.name)
     if (seen === undefined) {
       const scene = await this.#scene(operation)
@@ -108,15 +103,13 @@ export class Sweep {
       await scene.remove()
       this.#seen.set(operation.name, seen)
     }
-    if (mode === 'kill') return seen.filter(({ isChange }) => isChange)
-    // Only what makes a descriptor can find that there are too many.
-    return mode === 'EMFILE' ? seen.filter(({ call }) => call === 'openat') : seen
+    return seen
   }
 
-  #choose({ name }: Operation, mode: Mode, points: readonly Point[]): readonly Numbered[] {
-    const { at, most, seed } = this.#options
-    const all = points.map((point, index) => ({ point, at: index + 1 }))
-    if (at !== undefined) return all.slice(at - 1, at)
+  #choose({ name }: Operation, mode: Mode, calls: Calls): readonly Numbered[] {
+    const { at, most, isEach, seed } = this.#options
+    if (at !== undefined) return calls.all.filter((one) => one.at === at)
+    const all = isEach ? calls.all : calls.distinct
     if (most === undefined || most >= all.length) return all
     const random = new Random(seed, 'sample', name, mode)
     const left = all.map((one) => ({ one, place: random.int(0, 2 ** 30) }))
@@ -168,8 +161,9 @@ export class Sweep {
     for (const one of part) {
       const isHit = await this.#guard(scene, () => series.tryAt(one.point))
       if (!this.#count(scene, { operation, mode, one, isHit }, counts)) missed.push(one)
-      if (this.#spoiled.has(scene))
-        return this.#goOn(operation, mode, part.slice(part.indexOf(one) + 1), missed, counts)
+      if (!this.#spoiled.has(scene)) continue
+      await this.#leave(scene)
+      return this.#goOn(operation, mode, part.slice(part.indexOf(one) + 1), missed, counts)
     }
     await this.#guard(scene, () => series.end().then(() => true))
     const range = `--at ${part[0]?.at} to ${part.at(-1)?.at}`
@@ -203,8 +197,9 @@ export class Sweep {
 
   /** Removes a scene where all was well. */
   async #leave(scene: Scene): Promise<void> {
-    if (this.#spoiled.has(scene)) scene.server?.killAll()
-    else await scene.remove()
+    if (!this.#spoiled.has(scene)) return scene.remove()
+    scene.server?.killAll()
+    await scene.gone()
   }
 
   async #guard(scene: Scene, what: () => Promise<boolean>): Promise<boolean> {

@@ -6,8 +6,9 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { noTracing } from '../stores/processes.js'
 import { readWhole } from './options.js'
+import { type Mode, modes } from './sweep-modes.js'
 import { operationNames, operationsCalled, upstream } from './sweep-operations.js'
-import { type Mode, modes, Sweep, type SweepReport } from './sweep-run.js'
+import { Sweep, type SweepReport } from './sweep-run.js'
 
 const help = `Usage: node dist/test/torture/sweep.js [options]
 
@@ -18,6 +19,7 @@ and checks that nothing acknowledged is lost, that the client is told, and that 
                    several with commas (default: all)
   --mode MODE      ${modes.join(', ')}; several with commas (default: all)
   --at N           only the N-th call
+  --each           the same call on each of the 256 leaves, not on five that stand for all
   --most N         at most N calls of each operation and mode, chosen by the seed (default: all)
   --quick          a few calls of the most important operations, about a minute
   --seed N         repeats the bytes and the sample of a run; every run prints its seed
@@ -28,7 +30,7 @@ and checks that nothing acknowledged is lost, that the client is told, and that 
 
 /** What a quick run does. */
 const quick = {
-  operations: ['push', 'delete', 'collect'],
+  operations: ['push', 'chunked-push', 'delete', 'collect', 'migration'],
   modes: ['kill', 'EIO'],
   most: 2,
 }
@@ -38,6 +40,7 @@ interface CommandLine {
   readonly operations: readonly string[]
   readonly modes: readonly Mode[]
   readonly at: number | undefined
+  readonly isEach: boolean
   readonly most: number | undefined
   readonly seed: number
   readonly lanes: number
@@ -54,6 +57,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
       operation: { type: 'string' },
       mode: { type: 'string' },
       at: { type: 'string' },
+      each: { type: 'boolean', default: false },
       most: { type: 'string' },
       quick: { type: 'boolean', default: false },
       seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
@@ -72,6 +76,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
       known('mode', name, modes),
     ),
     at: values.at === undefined ? undefined : readWhole('at', values.at),
+    isEach: values.each,
     most:
       values.most === undefined ? (values.quick ? quick.most : undefined) : readWhole('most', values.most),
     seed: readWhole('seed', values.seed),
@@ -117,9 +122,13 @@ async function run(options: CommandLine): Promise<boolean> {
   return isRight
 }
 
-function describe({ operation, mode, tried, points, missed, failed, seconds }: SweepReport): string {
-  const share = points === tried ? '100 %' : `${((100 * tried) / points).toFixed(1)} %`
-  const lines = `${operation} ${mode}: ${tried} of ${points} calls (${share}), violations in ${failed}`
+function describe(report: SweepReport): string {
+  const { operation, mode, tried, points, distinct, missed, failed, seconds } = report
+  const isFull = tried === points || tried === distinct
+  const share = isFull ? '100 %' : `${((100 * tried) / distinct).toFixed(1)} %`
+  const stand =
+    tried === distinct && points > distinct ? `, standing for ${points} with the same on other leaves` : ''
+  const lines = `${operation} ${mode}: ${tried} of ${isFull ? tried : distinct} calls (${share}${stand}), violations in ${failed}`
   return `${lines}${missed > 0 ? `, ${missed} never met` : ''}, ${seconds.toFixed(0)} s`
 }
 
