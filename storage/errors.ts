@@ -4,6 +4,9 @@ import { RegistryError } from '../src/oci/errors.js'
 /** The shared memory of the index is a file as well: where it cannot grow the disk is full, and nothing is lost. */
 const full = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'SQLITE_FULL', 'SQLITE_IOERR_SHMSIZE'])
 
+/** The system makes a disk read-only that fails: pulls go on. */
+const readOnly = 'the disk of this registry has become read-only: who runs it must look at it'
+
 /** Whether this says that there is no room. */
 export function isFull(error: unknown): boolean {
   return full.has(errorCode(error))
@@ -15,9 +18,9 @@ export function isFull(error: unknown): boolean {
  */
 export function toStorageError(error: unknown): RegistryError {
   if (error instanceof RegistryError) return error
-  return isFull(error)
-    ? new RegistryError('STORAGE_FULL', undefined, { cause: error })
-    : new RegistryError('UNAVAILABLE', undefined, { cause: error, retryAfter: 5 })
+  if (isFull(error)) return new RegistryError('STORAGE_FULL', undefined, { cause: error })
+  const message = errorCode(error) === 'EROFS' ? readOnly : undefined
+  return new RegistryError('UNAVAILABLE', message, { cause: error, retryAfter: 5 })
 }
 
 /** The `code` of a system's or a database's error; '' when it has none. */

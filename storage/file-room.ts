@@ -7,16 +7,17 @@ const leastRoom = 64 * 1024
 
 /**
  * The code of a database's error. SQLite calls a full disk by its name only where the system says ENOSPC; a quota of
- * the disk that is used up (EDQUOT) looks like a failing disk to it. So a failed write is followed by one to another
- * file, which tells them apart. It blocks: for threads that work on the index.
+ * the disk that is used up (EDQUOT), and a filesystem that became read-only (EROFS), look like a failing disk to it. So
+ * a failed write is followed by one to another file, which tells them apart. It blocks: for threads that work on the
+ * index.
  */
 export function indexErrorCode(error: unknown, database: string): string {
   const code = errorCode(error)
-  return code === 'SQLITE_IOERR_WRITE' ? (refusalOfRoom(`${database}-probe`) ?? code) : code
+  return code === 'SQLITE_IOERR_WRITE' ? (refusalOfWrite(`${database}-probe`) ?? code) : code
 }
 
-/** @returns the system's word for it when the disk has no room; undefined when it has, or fails in another way */
-function refusalOfRoom(path: string): string | undefined {
+/** @returns the system's word for it when the disk has no room or is read-only; undefined when neither is so */
+function refusalOfWrite(path: string): string | undefined {
   try {
     const file = openSync(path, 'w', 0o600)
     try {
@@ -28,6 +29,6 @@ function refusalOfRoom(path: string): string | undefined {
       unlinkSync(path)
     }
   } catch (error) {
-    return isFull(error) ? errorCode(error) : undefined
+    return isFull(error) || errorCode(error) === 'EROFS' ? errorCode(error) : undefined
   }
 }

@@ -1,3 +1,4 @@
+import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import {
   closeSync,
@@ -39,6 +40,7 @@ import {
   RawConnection,
   randomBlob,
   type Server,
+  scratchDir,
   startServer,
   withQuery,
 } from './harness.js'
@@ -134,6 +136,18 @@ class Graph {
     for (const digest of this.tags.values()) visit(digest)
     return kept
   }
+}
+
+/** Where the kernel can be told that an ext4 filesystem has an error. */
+function errorOf(device: string): string {
+  return `/sys/fs/ext4/${device.replace('/dev/', '')}/trigger_fs_error`
+}
+
+/** Why no filesystem can become read-only here; false when one can. */
+function noReadOnly(): string | false {
+  if (process.getuid?.() !== 0) return 'it needs root, to mount a filesystem'
+  const found = spawnSync('sh', ['-c', 'command -v mkfs.ext4 && command -v findmnt && losetup -f'])
+  return found.status === 0 ? false : 'it needs ext4 and loop devices'
 }
 
 t.test(
@@ -451,6 +465,60 @@ t.test('R64: while the data folder is away requests are refused, and go well whe
   }
   await push(server, 'team/app', 'v2', after)
   t.ok((await server.request('GET', '/v2/team/app/manifests/v2')).body.equals(after.bytes))
+})
+
+t.test('R64: on a filesystem that became read-only pulls go on', { skip: noReadOnly() }, async (t) => {
+  const image1 = join(scratchDir(t), 'image')
+  const root = join(scratchDir(t), 'disk')
+  mkdirSync(root)
+  execFileSync('truncate', ['-s', '1G', image1])
+  execFileSync('mkfs.ext4', ['-qF', image1])
+  const mount = () => execFileSync('mount', ['-o', 'loop,errors=remount-ro', image1, root])
+  mount()
+  t.teardown(() => execFileSync('umount', ['-l', root]))
+  const data = join(root, 'data')
+  const server = await startServer(t, { data, config: { log: { level: 'silent' } } })
+  const before = image()
+  await push(server, 'team/app', 'v1', before)
+  const device = execFileSync('findmnt', ['-no', 'SOURCE', root], { encoding: 'utf8' }).trim()
+  const open = await openUpload(server, 'team/app')
+  // The kernel does what it does when it meets an error of the filesystem.
+  writeFileSync(errorOf(device), '1')
+
+  const content = randomBlob()
+  const uploads = '/v2/team/app/blobs/uploads/'
+  for (let round = 0; round < 3; round++) {
+    t.equal((await server.request('HEAD', '/v2/team/app/manifests/v1')).status, 200)
+    t.ok((await server.request('GET', '/v2/team/app/manifests/v1')).body.equals(before.bytes))
+    for (const { digest, bytes } of before.parts)
+      t.ok((await server.request('GET', `/v2/team/app/blobs/${digest}`)).body.equals(bytes))
+    t.same((await server.request('GET', '/v2/team/app/tags/list')).json(), { name: 'team/app', tags: ['v1'] })
+    for (const [method, path, body] of [
+      ['POST', uploads, ''],
+      ['POST', `${uploads}?digest=${content.digest}`, content.bytes],
+      ['PATCH', open, content.bytes],
+      ['DELETE', '/v2/team/app/manifests/v1', ''],
+      ['PUT', '/v2/team/app/manifests/v2', before.bytes],
+    ] as const) {
+      const headers = method === 'PUT' ? { 'Content-Type': before.mediaType } : {}
+      const reply = await server.request(method, path, { headers, body, fresh: true, unchecked: true })
+      isError(t, reply, 503, 'UNAVAILABLE')
+      t.match(reply.header('retry-after'), /^[1-9]/)
+    }
+    const ready = await server.request('GET', '/readyz')
+    isError(t, ready, 503, 'UNAVAILABLE')
+    t.match(ready.text, /has become read-only/)
+  }
+  t.same(await server.stop(), { code: 0, signal: null })
+
+  execFileSync('umount', [root])
+  spawnSync('e2fsck', ['-fp', image1])
+  mount()
+  const next = await startServer(t, { data })
+  t.ok((await next.request('GET', '/v2/team/app/manifests/v1')).body.equals(before.bytes))
+  t.equal((await next.request('GET', '/v2/team/app/manifests/v2')).status, 404)
+  await push(next, 'team/app', 'v2', image())
+  t.same(await next.stop(), { code: 0, signal: null })
 })
 
 t.test('R56: what works with the index does not open its files past SQLite', (t) => {
