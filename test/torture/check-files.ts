@@ -48,13 +48,18 @@ function hashFile(path: string, algorithm: string): string {
 export function* checkBlobFiles(
   data: string,
   index: StoredIndex,
-  options: { readonly hashed: HashedFiles; readonly mayBeOrphan: (digest: string) => boolean },
+  options: {
+    readonly hashed: HashedFiles
+    readonly mayBeOrphan: (digest: string) => boolean
+    readonly isUnfinished?: boolean
+  },
 ): Generator<string> {
   const files = new Map<string, number>()
   for (const algorithm of ['sha256', 'sha512'] as const) {
     const top = join(data, 'blobs', algorithm)
     for (const leaf of readdirSync(top)) {
       for (const name of readdirSync(join(top, leaf))) {
+        if (options.isUnfinished === true && name.endsWith('.new')) continue
         const path = join(top, leaf, name)
         const digest = `${algorithm}:${name}`
         files.set(digest, statSync(path).size)

@@ -31,6 +31,8 @@ export interface FolderOptions {
   readonly mayBeOrphan?: (digest: string) => boolean
   /** Whether a part of a manifest may be missing, because it was deleted or never pushed. Default: none may. */
   readonly mayBeMissing?: MayBeMissing
+  /** Whether files that get their names when they are whole, `.new`, may lie there. Default: none may. */
+  readonly isUnfinished?: boolean
   /** Files that are known already. Default: every file is read. */
   readonly hashed?: HashedFiles
 }
@@ -48,7 +50,12 @@ export interface FolderCheck {
  * violation, and counts as empty.
  */
 export function checkFolder(data: string, options: FolderOptions = {}): FolderCheck {
-  const { mayBeOrphan = () => true, mayBeMissing = () => false, hashed = new HashedFiles() } = options
+  const {
+    mayBeOrphan = () => true,
+    mayBeMissing = () => false,
+    hashed = new HashedFiles(),
+    isUnfinished = false,
+  } = options
   let found: { readonly violations: readonly string[]; readonly index: StoredIndex }
   try {
     found = withIndexCopy(data, (db) => ({ violations: [...checkDatabase(db)], index: readIndex(db) }))
@@ -64,7 +71,7 @@ export function checkFolder(data: string, options: FolderOptions = {}): FolderCh
     violations: [
       ...found.violations,
       ...checkIndex(index, mayBeMissing),
-      ...checkBlobFiles(data, index, { hashed, mayBeOrphan }),
+      ...checkBlobFiles(data, index, { hashed, mayBeOrphan, isUnfinished }),
       ...uploads.violations,
     ],
   }

@@ -87,12 +87,18 @@ export function pointsOf(
   return points
 }
 
-/** Makes something happen to the call of a point: `signal=SIGKILL` before it, or `error=EIO` in its place. */
+/** What happens to a call: `signal=SIGKILL` before it, or `error=EIO` in its place; and to all like it that follow? */
+export interface InjectionKind {
+  readonly what: string
+  readonly isLasting?: boolean
+}
+
+/** Makes something happen to the call of a point. */
 export async function inject(
   scene: Scene,
   threads: Threads,
   point: Point,
-  what: string,
+  { what, isLasting = false }: InjectionKind,
   isOver?: () => boolean,
 ): Promise<Injection> {
   const id = await threads.find(point.role, isOver)
@@ -102,7 +108,9 @@ export async function inject(
     log: `${scene.root}/threads.inject`,
     calls: point.call,
     path: point.path === undefined ? undefined : `${scene.root}/${point.path}`,
-    inject: { what, nth: point.nth },
+    // With this one the server finds out what a failed write of the index means.
+    also: isLasting ? `${scene.root}/data/boathouse.db-probe` : undefined,
+    inject: { what, nth: point.nth, isLasting },
   })
   return {
     async end() {

@@ -23,6 +23,8 @@ export interface ProcessOperation {
   conclude?(scene: Scene): void
   /** Whether the data folder may be no folder of a server while it is interrupted. */
   readonly isFolderOpen?: boolean
+  /** Whether it is refused where it was done. */
+  readonly isOnce?: boolean
   /** Waits, after the start of a server, until it is done. */
   isDone?(scene: Scene): boolean
   /** Looks at what it has made: also when it was interrupted. */
@@ -89,18 +91,21 @@ const backup: ProcessOperation = {
     await scene.stop()
   },
   async check(scene, isComplete) {
-    const restored = join(scene.root, 'restored')
-    const { code, said } = await scene.command(['restore', join(scene.root, 'backup')], {
-      BOATHOUSE_DATA: restored,
-    })
-    if (code !== 0) scene.report(`I9 the backup cannot be restored: ${said}`)
-    const { violations, index } = checkFolder(withUploads(restored))
+    // One that was interrupted is looked at where it lies.
+    const restored = isComplete ? join(scene.root, 'restored') : join(scene.root, 'backup')
+    if (isComplete) {
+      const { code, said } = await scene.command(['restore', join(scene.root, 'backup')], {
+        BOATHOUSE_DATA: restored,
+      })
+      if (code !== 0) scene.report(`I9 the backup cannot be restored: ${said}`)
+    }
+    const { violations, index } = checkFolder(withUploads(restored), { isUnfinished: !isComplete })
     scene.violations.push(...violations)
     const tags = [...index.keys()].filter(({ kind }) => kind === 'tag').map(({ repository }) => repository)
     if (tags.join() !== 'sweep/v2' && (isComplete || tags.join() !== 'sweep/v1')) {
-      scene.report(`I1 the restored backup has the tags of ${tags.join() || 'nobody'}`)
+      scene.report(`I1 the backup has the tags of ${tags.join() || 'nobody'}`)
     }
-    rmSync(restored, { recursive: true })
+    rmSync(join(restored, isComplete ? '' : 'uploads'), { recursive: true })
   },
 }
 
@@ -113,6 +118,7 @@ function withUploads(data: string): string {
 const restore: ProcessOperation = {
   name: 'restore',
   isFolderOpen: true,
+  isOnce: true,
   words: (scene) => ['restore', join(scene.root, 'backup')],
   async prepare(scene) {
     await fill(scene, [1])

@@ -70,8 +70,13 @@ export interface Watching {
   readonly bytes?: number
   /** Watch only what concerns this path. */
   readonly path?: string | undefined
-  /** What is done to the n-th watched call: `signal=SIGKILL` before it happens, or `error=EIO` in its place. */
-  readonly inject?: { readonly what: string; readonly nth: number }
+  /** One more, beside `path`. */
+  readonly also?: string | undefined
+  /**
+   * What is done to the n-th watched call: `signal=SIGKILL` before it happens, or `error=EIO` in its place; to those
+   * that follow, too, when it lasts.
+   */
+  readonly inject?: { readonly what: string; readonly nth: number; readonly isLasting?: boolean }
 }
 
 /** An strace at work. */
@@ -82,11 +87,12 @@ export interface Watch {
 
 /** Attaches strace to a thread or a process. @throws Error when it cannot */
 export async function watch(watching: Watching): Promise<Watch> {
-  const { id, all = false, log, calls, path, inject } = watching
+  const { id, all = false, log, calls, path, also, inject } = watching
   const words = ['-y', '-s', String(watching.bytes ?? 0), '-o', log, '-e', `trace=${calls}`]
   if (watching.bytes !== undefined) words.push('-xx')
-  if (path !== undefined) words.push('-P', path)
-  if (inject !== undefined) words.push('-e', `inject=${calls}:${inject.what}:when=${inject.nth}`)
+  if (path !== undefined) words.push('-P', path, ...(also === undefined ? [] : ['-P', also]))
+  const more = inject?.isLasting === true ? '+' : ''
+  if (inject !== undefined) words.push('-e', `inject=${calls}:${inject.what}:when=${inject.nth}${more}`)
   if (all) words.push('-f')
   const complaints = `${log}.err`
   const out = openSync(complaints, 'w')

@@ -1,4 +1,4 @@
-import { describePoint, type Point } from './points.js'
+import { describePoint, type InjectionKind, type Point } from './points.js'
 
 /** What is done to a call: the process is killed before it, or it fails with this error. */
 export type Mode = 'kill' | 'EIO' | 'ENOSPC' | 'EDQUOT' | 'EMFILE' | 'EROFS'
@@ -6,9 +6,15 @@ export type Mode = 'kill' | 'EIO' | 'ENOSPC' | 'EDQUOT' | 'EMFILE' | 'EROFS'
 /** What can be done to a call. */
 export const modes: readonly Mode[] = ['kill', 'EIO', 'ENOSPC', 'EDQUOT', 'EMFILE', 'EROFS']
 
-/** The words of strace for a mode. */
-export function injectionOf(mode: Mode): string {
-  return mode === 'kill' ? 'signal=SIGKILL' : `error=${mode}`
+/** What happens to a call in a mode. A quota that is used up lets no further write go well. */
+export function injectionOf(mode: Mode, call: string): InjectionKind {
+  if (mode === 'kill') return { what: 'signal=SIGKILL' }
+  return { what: `error=${mode}`, isLasting: mode === 'EDQUOT' && isWrite(call) }
+}
+
+/** Whether a call writes bytes to a file. */
+export function isWrite(call: string): boolean {
+  return /^p?writev?2?(?:64)?$/.test(call)
 }
 
 /** Calls that are about an open file: it could be opened, so a filesystem that is read-only has been met before. */

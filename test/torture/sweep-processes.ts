@@ -81,8 +81,9 @@ export async function pointsOfProcess(operation: ProcessOperation, scene: Scene)
 async function finish(operation: ProcessOperation, scene: Scene): Promise<void> {
   operation.conclude?.(scene)
   await operation.check?.(scene, true)
-  if (scene.server === undefined) await scene.start()
-  await scene.stop()
+  // What a command leaves is looked at where it lies: that servers start there is seen by those that are swept.
+  if (scene.server === undefined) scene.checkFolder({ isCleanStop: true })
+  else await scene.stop()
 }
 
 /**
@@ -97,7 +98,7 @@ export async function tryProcess(
 ): Promise<boolean> {
   operation.foresee?.(scene)
   const { outcome, attached } = await performTraced(operation, scene, point.role, (threads, isOver) =>
-    inject(scene, threads, point, injectionOf(mode), isOver),
+    inject(scene, threads, point, injectionOf(mode, point.call), isOver),
   )
   const { hit } = await attached.end()
   if (mode === 'kill') {
@@ -105,22 +106,29 @@ export async function tryProcess(
     await scene.gone()
   } else {
     if (hit === undefined) return false
-    await judgeFault(scene, hit, outcome)
+    await judgeFault(scene, hit, { ...outcome, role: point.role })
   }
   await lookAt(operation, scene)
-  await again(operation, scene)
+  if (outcome.kind === 'done' && operation.isOnce === true) await finish(operation, scene)
+  else await again(operation, scene)
   return true
 }
 
 /** A failed call ends in a clear refusal, or does not matter; a failed sync always matters. */
-async function judgeFault(scene: Scene, hit: Call, { kind, said }: Outcome): Promise<void> {
+async function judgeFault(
+  scene: Scene,
+  hit: Call,
+  { kind, said, role }: Outcome & { readonly role: string },
+): Promise<void> {
   if (kind === 'killed') scene.report(`the process was ended by a signal: ${said}`)
   if (kind === 'refused' && /\n\s+at /.test(said))
     scene.report(`the refusal is no sentence: ${said.slice(0, 600)}`)
   if (kind === 'refused' && said.trim() === '') scene.report('it failed without a word')
   // A log that cannot be folded back into the index when it is closed stays where it is.
   const isIndex = pathOf(hit)?.startsWith(join(scene.data, 'boathouse.db')) === true
-  if (kind === 'done' && hit.name.endsWith('sync') && !isIndex) {
+  // SQLite does not look at what came of syncing the folder of a new log; Boathouse syncs it itself, in the pool.
+  const isOfSqlite = role !== 'pool' && pathOf(hit) === scene.data
+  if (kind === 'done' && hit.name.endsWith('sync') && !isIndex && !isOfSqlite) {
     scene.report(`R52 ${hit.name} failed, and all was called well`)
   }
   if (scene.server === undefined) return

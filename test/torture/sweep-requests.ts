@@ -10,7 +10,7 @@ import { inject, type Point, pointsOf, record } from './points.js'
 import type { Scene } from './scene.js'
 import { withIndexCopy } from './stored.js'
 import { Threads } from './strace.js'
-import { injectionOf, type Mode } from './sweep-modes.js'
+import { injectionOf, isWrite, type Mode } from './sweep-modes.js'
 import { GivenUp } from './talk.js'
 import { Wire } from './wire.js'
 
@@ -113,7 +113,7 @@ export class Series {
     const variant = ++this.#variant
     this.#threads ??= await startTraced(scene, this.#operation)
     await prepare(this.#operation, scene, variant)
-    const injection = await inject(scene, this.#threads, point, injectionOf(this.#mode))
+    const injection = await inject(scene, this.#threads, point, injectionOf(this.#mode, point.call))
     scene.trouble = this.#mode === 'kill' ? 'death' : 'fault'
     const outcome = await tryIt(this.#operation, scene, variant, false)
     const isAlive = await scene.isAlive()
@@ -152,7 +152,9 @@ export class Series {
     const code = await scene.gone()
     if (this.#mode !== 'kill') {
       const isIndex = point.path?.startsWith('data/boathouse.db') === true
-      if (code !== exitCodes.indexUnwritable || !isIndex) scene.report(`the server ended with ${code}`)
+      const isFull = (this.#mode === 'ENOSPC' || this.#mode === 'EDQUOT') && isWrite(point.call)
+      if (code !== exitCodes.indexUnwritable || !isIndex || isFull)
+        scene.report(`the server ended with ${code}`)
     }
     const { isMirror = false } = this.#operation
     scene.checkFolder(isMirror ? {} : { mayBeOrphan: (digest) => scene.model.mayBeOrphan(digest) })
