@@ -2,6 +2,7 @@ import { isLoopback } from './addresses.js'
 import type { Findings, Written } from './findings.js'
 import { faultsOfMirrors, faultsOfOpenness, withPasswords } from './mirror-faults.js'
 import type { readYaml } from './read-yaml.js'
+import { faultsOfRules } from './retention-faults.js'
 import { type Config, resolveConfig, settings } from './schema.js'
 import { faultsOfKeyFile, faultsOfPasswordFile } from './secret-files.js'
 import { readSmallFile } from './small-file.js'
@@ -172,6 +173,7 @@ function lastOf(findings: Findings, path: string): Written | undefined {
 function faultsOf(written: Written, env: NodeJS.ProcessEnv): readonly string[] {
   const { setting, place, value } = written
   if (setting.path === 'mirrors') return faultsOfMirrors(written, env)
+  if (setting.path === 'retention.rules') return faultsOfRules(written)
   const issues = setting.schema.safeParse(value).error?.issues ?? []
   return issues.map((issue) => `${place} is ${showUrl(value)}: ${sentence(issue.message)}`)
 }

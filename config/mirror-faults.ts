@@ -13,7 +13,8 @@ import {
   readJson,
   syncNames,
 } from './mirrors.js'
-import { nearest, sentence, show, showName, showUrl } from './words.js'
+import { describeIssue, issuesOf, type NestedSetting, placeOf } from './nested-faults.js'
+import { show } from './words.js'
 
 type Environment = Readonly<Record<string, string | undefined>>
 
@@ -26,8 +27,11 @@ interface Draft {
   readonly fields: MirrorDraft
 }
 
-/** Settings whose values are never shown: people write passwords into each of them. */
-const unshown: readonly unknown[] = ['username', 'password', 'passwordVariable']
+const nested: NestedSetting = {
+  namesAt: (path) => [Object.keys(mirrorFields), syncNames, imageNames][Math.min(2, path.length - 1)] ?? [],
+  /** People write passwords into each of them. */
+  unshown: ['username', 'password', 'passwordVariable'],
+}
 const passwordWays = ['password', 'passwordFile', 'passwordVariable'] as const
 const fileSettings = ['passwordFile', 'dockerConfig', 'ca'] as const
 
@@ -47,7 +51,7 @@ export function faultsOfMirrors(written: Written, env: Environment): readonly st
     ...faultsOfBareNames(drafts),
   ]
   return [
-    ...issues.flatMap((issue) => describeIssue(issue, written)),
+    ...issues.flatMap((issue) => describeIssue(issue, written, nested)),
     ...faults.map(({ setting, trouble }) => `${placeOf(setting, written)} ${trouble}`),
   ]
 }
@@ -79,57 +83,6 @@ interface Fault {
   readonly setting: string
   /** What continues the sentence. */
   readonly trouble: string
-}
-
-function placeOf(setting: string, { file, place }: Written): string {
-  return `${setting} in ${file ?? place}`
-}
-
-// ---------------------------------------------------------------------------------------------
-// Single values
-// ---------------------------------------------------------------------------------------------
-
-function issuesOf({ setting, value }: Written): readonly z.core.$ZodIssue[] {
-  return setting.schema.safeParse(value).error?.issues ?? []
-}
-
-function describeIssue(issue: z.core.$ZodIssue, written: Written): readonly string[] {
-  const inner = issue.path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('')
-  if (issue.code === 'unrecognized_keys') {
-    return issue.keys.map((key) => describeUnknown(key, inner, issue.path, written))
-  }
-  const place = issue.path.length === 0 ? written.place : placeOf(`mirrors${inner}`, written)
-  return [`${place} ${describeValue(issue.path, written.value)}: ${sentence(issue.message)}`]
-}
-
-function describeUnknown(
-  key: string,
-  inner: string,
-  path: readonly PropertyKey[],
-  { file, place, lines }: Written,
-): string {
-  const names = [Object.keys(mirrorFields), syncNames, imageNames][Math.min(2, path.length - 1)] ?? []
-  const near = nearest(key, names)
-  const line = lines?.get(`${inner}.${key}`)
-  const where = `${file ?? place}${line === undefined ? '' : `, line ${line},`}`
-  const hint =
-    near === undefined
-      ? 'boathouse serve --help lists all settings.'
-      : `did you mean mirrors${inner}.${near}?`
-  return `mirrors${inner}.${showName(key)} in ${where} is not a setting: ${hint}`
-}
-
-/** What stands at a path, without secrets; continues "<place> ". */
-function describeValue(path: readonly PropertyKey[], root: unknown): string {
-  const value = path.reduce<unknown>(
-    (part, key) => (typeof part === 'object' && part !== null ? Reflect.get(part, key) : undefined),
-    readJson(root),
-  )
-  if (value === undefined) return 'is missing'
-  if (Array.isArray(value)) return `is a list of ${value.length}`
-  if (isPlainObject(value)) return 'is a section'
-  if (path.some((key) => unshown.includes(key))) return 'cannot be used'
-  return path.length < 2 && value !== null ? 'is a single value' : `is ${showUrl(value)}`
 }
 
 /** The mirrors of a list with those of their settings that are right. */

@@ -1,6 +1,7 @@
 import { validRange } from 'semver'
 import { z } from 'zod'
 import { readSchedule, readTagPattern } from './mirror-values.js'
+import { readJson } from './mirrors.js'
 import { duration, listOf, patterns, readDuration, readWhole, word } from './values.js'
 
 /** Tags that stay: those for which all of it is true. Times are milliseconds. */
@@ -54,16 +55,13 @@ const rule = z.strictObject(
 )
 
 const rules = z.preprocess(
-  (written) => {
-    if (typeof written !== 'string') return written
-    try {
-      return JSON.parse(written)
-    } catch {
-      return written
-    }
-  },
+  readJson,
   z.array(rule, { error: rulesHint }).max(1000, { error: 'write 1000 rules at most' }),
 )
+
+/** The settings of a rule, and of one entry of its `keep`. */
+export const ruleNames = Object.keys(rule.shape)
+export const keepNames = Object.keys(clause.shape)
 
 /** Which tags stay, and when the others go. */
 export const retention = z

@@ -45,6 +45,8 @@ export interface CopyReport {
   linked: number
   /** Blobs that the index names and that could not be read. */
   missing: Digest[]
+  /** Blobs that a verification found damaged: what there is of them is in place, and is not counted above. */
+  damaged: number
 }
 
 /** What the copying of blobs is told. */
@@ -56,11 +58,18 @@ export interface CopyOptions {
 /** Told to stop; what was copied stays, and the next time goes on from there. */
 export class CopyStoppedError extends Error {
   override readonly name = 'CopyStoppedError'
+  /** How far it came. */
+  readonly report: CopyReport
+
+  constructor(report: CopyReport) {
+    super('told to stop')
+    this.report = report
+  }
 }
 
 /** A report of nothing. */
 export function emptyCopyReport(counts: IndexCounts): CopyReport {
-  return { counts, blobs: 0, bytes: 0, newBlobs: 0, newBytes: 0, linked: 0, missing: [] }
+  return { counts, blobs: 0, bytes: 0, newBlobs: 0, newBytes: 0, linked: 0, missing: [], damaged: 0 }
 }
 
 /**
@@ -83,7 +92,7 @@ export async function copyBlobs(
     const last = page.at(-1)
     if (last === undefined) break
     for (let at = 0; at < page.length; at += copiedAtOnce) {
-      if (options.signal?.aborted === true) throw new CopyStoppedError('told to stop')
+      if (options.signal?.aborted === true) throw new CopyStoppedError(report)
       await Promise.all(page.slice(at, at + copiedAtOnce).map((blob) => copier.copy(blob)))
       options.onProgress?.(report)
     }
@@ -123,7 +132,8 @@ class Copier {
     const isUsable = source?.size === size
     const isStale = isUsable && (!isThere || Math.abs(source.mtimeMs - target.mtimeMs) > timeSlack)
     const isInPlace = (isStale && (await this.#bring(digest, source))) || isThere
-    if (!isInPlace && damage === null) this.#report.missing.push(digest)
+    if (damage !== null) this.#report.damaged++
+    else if (!isInPlace) this.#report.missing.push(digest)
     if (!isInPlace) return
     this.#touched.add(this.#to.blobDirectory(digest))
     if (damage !== null) return

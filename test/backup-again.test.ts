@@ -4,6 +4,7 @@ import {
   mkdirSync,
   readdirSync,
   renameSync,
+  rmSync,
   statSync,
   utimesSync,
   writeFileSync,
@@ -83,7 +84,9 @@ for (const isLinked of [true, false]) {
     writeFileSync(fileBelow(server.data, victim.digest), bytes)
     t.equal((await runCommand(server.data, ['verify', '--rate', 'unlimited'])).code, 1)
 
-    t.match(await succeeded(t, backUp(server, target)), { blobs: 2, missing: [] })
+    t.match(await succeeded(t, backUp(server, target)), { blobs: 2, missing: [], damaged: 1 })
+    const told = await runCommand(server.data, ['backup', target])
+    t.match(told, { code: 0, stderr: /^Damaged blobs: 1\..*"boathouse verify" names the images/m })
     t.ok(existsSync(fileBelow(target, victim.digest)), 'what may be the last copy is not removed')
     const early = join(scratch, 'early')
     await succeeded(t, runCommand(early, ['restore', target, '--json']))
@@ -92,7 +95,7 @@ for (const isLinked of [true, false]) {
 
     await pushBlobs(server, 'team/app', victim)
     const last = await succeeded(t, backUp(server, target))
-    t.match(last, { blobs: 3, newBlobs: isLinked ? 1 : Number, missing: [] })
+    t.match(last, { blobs: 3, newBlobs: isLinked ? 1 : Number, missing: [], damaged: 0 })
     const data = join(scratch, 'late')
     await succeeded(t, runCommand(data, ['restore', target, '--json']))
     const restored = await startServer(t, { data })
@@ -175,14 +178,35 @@ t.test('backup and restore that are killed at any moment go on, and what comes o
   t.same(left, [], 'no left-overs')
 })
 
-t.test('a backup that is told to stop says how it goes on', async (t) => {
+/** Stops a command as soon as the folder that it makes is there; tries again when that was too late. */
+async function stopped(t: Test, words: string[], data: string, folder: string): Promise<Run> {
+  for (let tries = 0; tries < 20; tries++) {
+    const running = startCommand(words, { env: { BOATHOUSE_DATA: data } })
+    await eventually('it has begun', () => existsSync(folder))
+    running.child.kill('SIGINT')
+    const run = await running.done
+    if (run.code !== 0) return run
+    rmSync(folder, { recursive: true })
+  }
+  t.fail(`${words[0]} was never stopped in time`)
+  return { code: null, stdout: '{}', stderr: '' }
+}
+
+t.test('a backup or a restore that is told to stop says how it goes on, in JSON too', async (t) => {
   const server = await startServer(t)
-  for (let count = 0; count < 30; count++) await push(server, 'team/app', `v${count}`, image())
+  for (let count = 0; count < 40; count++) await push(server, 'team/app', `v${count}`, image())
   const target = join(scratchDir(t), 'backup')
-  const running = startCommand(['backup', target], { env: { BOATHOUSE_DATA: server.data } })
-  await eventually('it has begun', () => existsSync(target))
-  running.child.kill('SIGINT')
-  const run = await running.done
-  if (run.code !== 0) t.match(run, { code: 1, stderr: /Interrupted: the next backup goes on from here/ })
-  t.match(await succeeded(t, backUp(server, target)), { tags: 30, blobs: 90, missing: [] })
+  const words = ['backup', target, '--json']
+  const run = await stopped(t, words, server.data, target)
+  t.match(run, { code: 1, stderr: /^Interrupted: the next backup goes on from here/m })
+  t.match(JSON.parse(run.stdout), { interrupted: true, tags: 40, missing: [] })
+  const whole = await succeeded(t, backUp(server, target))
+  t.match(whole, { interrupted: false, tags: 40, blobs: 120, missing: [] })
+
+  const data = join(scratchDir(t), 'restored')
+  const half = await stopped(t, ['restore', target, '--json'], data, data)
+  t.match(half, { code: 1, stderr: /^Interrupted: run the same command again/m })
+  t.match(JSON.parse(half.stdout), { interrupted: true, tags: 40 })
+  const restored = await succeeded(t, runCommand(data, ['restore', target, '--json']))
+  t.match(restored, { interrupted: false, tags: 40, blobs: 120, missing: [] })
 })

@@ -514,13 +514,7 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
       '~',
     ],
     'retention.schedule': ['daily', '0 4 * *', '25d', '~'],
-    'retention.rules': [
-      '5',
-      '{a: b}',
-      '[{repositories: [a], keep: []}]',
-      '[{repositories: [a], keep: [{}]}]',
-      '~',
-    ],
+    'retention.rules': ['5', '{a: b}', '~'],
     'tags.undo': ['1', '366d', 'never', '~'],
     'tags.history': ['59m', '3651d', 'never', '~'],
     'log.level': ['loud', 'INFO', '1', 'true', '~'],
@@ -620,6 +614,39 @@ t.test('all faults of all sources are told together, one sentence each', async (
     'uploads.expireAfter in boathouse.yaml is "tomorrow": write a duration such as 30m or 24h (at least 1s, at most 365d).',
     'uploads.maxPerRepository in boathouse.yaml is 0: write a number from 1 to 1000000.',
     'workers in boathouse.yaml is 1000: write auto or a number from 1 to 64.',
+  ])
+})
+
+t.test('a fault in the rules of retention names its part alone', async (t) => {
+  const yaml = [
+    'retention:',
+    '  rules:',
+    '    - repositories: ["team/**"]',
+    '      keep:',
+    '        - newest: ten',
+    '        - tags: ["main-*"]',
+    '          newst: 5',
+    '    - repositories: [Team]',
+    '      keeps: []',
+    '    - all',
+  ].join('\n')
+  const keepHint =
+    'write what to keep: a list of newest, tags, versions, pushedWithin and pulledWithin, each entry with at least one.'
+  t.strictSame(faultsOf(t, { yaml }), [
+    'retention.rules[0].keep[0].newest in boathouse.yaml is "ten": write a number from 1 to 100000.',
+    'retention.rules[0].keep[1].newst in boathouse.yaml, line 7, is not a setting: did you mean retention.rules[0].keep[1].newest?',
+    'retention.rules[1].repositories in boathouse.yaml is a list of 1: "Team" is not a repository pattern: write repository patterns such as team/app, team/*, team/** or ** (all repositories).',
+    `retention.rules[1].keep in boathouse.yaml is missing: ${keepHint}`,
+    'retention.rules[1].keeps in boathouse.yaml, line 9, is not a setting: did you mean retention.rules[1].keep?',
+    'retention.rules[2] in boathouse.yaml is a single value: write a list of rules, each with repositories and keep, or one as JSON in the variable.',
+  ])
+  const rules = JSON.stringify([
+    { repositories: 'a', keep: [{}] },
+    { repositories: 'b', keep: [] },
+  ])
+  t.strictSame(faultsOf(t, { env: { BOATHOUSE_RETENTION_RULES: rules } }), [
+    `retention.rules[0].keep[0] in BOATHOUSE_RETENTION_RULES is a section: ${keepHint}`,
+    `retention.rules[1].keep in BOATHOUSE_RETENTION_RULES is a list of 0: ${keepHint}`,
   ])
 })
 

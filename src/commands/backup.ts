@@ -12,6 +12,12 @@ import { formatBytes, formatJson } from './table.js'
 const collectorPatience = 600_000
 const collectorPause = 20
 
+/** What became of a backup. */
+interface Outcome {
+  readonly report: CopyReport
+  readonly isInterrupted: boolean
+}
+
 /** `boathouse backup` */
 export const backup: Command = {
   usage: `Copy everything that is stored to another folder, beside a running server too
@@ -29,17 +35,18 @@ DIR holds the keys that sign logins and everybody's password hashes: keep it as 
     const { values, positionals } = parse(args, { json: { type: 'boolean' } })
     const [target] = words(positionals, 'DIR')
     return withPlace(values, async (place) => {
-      const report = await run(place, resolve(target))
+      const { report, isInterrupted } = await run(place, resolve(target))
       const { blobs, bytes, newBlobs, newBytes, missing } = report
-      place.audit('backed up', { blobs, bytes, newBlobs, newBytes })
-      if (values.json === true) say(formatJson(toJson(report)))
-      else tell(report, target)
-      return missing.length > 0 ? 1 : 0
+      if (!isInterrupted) place.audit('backed up', { blobs, bytes, newBlobs, newBytes })
+      if (values.json === true) say(formatJson({ interrupted: isInterrupted, ...toJson(report) }))
+      else if (!isInterrupted) tell(report, target)
+      if (isInterrupted) note('Interrupted: the next backup goes on from here.')
+      return isInterrupted || missing.length > 0 ? 1 : 0
     })
   },
 }
 
-async function run(place: Place, target: string): Promise<CopyReport> {
+async function run(place: Place, target: string): Promise<Outcome> {
   const root = place.config.data
   if (target === root || target.startsWith(`${root}${sep}`) || root.startsWith(`${target}${sep}`)) {
     throw new Refusal('A backup must lie outside of the data folder, and not around it.')
@@ -48,7 +55,7 @@ async function run(place: Place, target: string): Promise<CopyReport> {
   const progress = showProgress()
   const begin = performance.now()
   try {
-    return await interruptible((signal) =>
+    const report = await interruptible((signal) =>
       makeBackup({
         root,
         database,
@@ -60,9 +67,9 @@ async function run(place: Place, target: string): Promise<CopyReport> {
           progress.show(() => describeProgress(bytes, counts.bytes, performance.now() - begin)),
       }),
     )
+    return { report, isInterrupted: false }
   } catch (error) {
-    if (error instanceof CopyStoppedError)
-      throw new Refusal('Interrupted: the next backup goes on from here.')
+    if (error instanceof CopyStoppedError) return { report: error.report, isInterrupted: true }
     throw error instanceof IndexDamagedError ? new Refusal(error.message) : error
   } finally {
     progress.end()
@@ -84,12 +91,18 @@ function toJson({ counts, missing, ...report }: CopyReport) {
   return { repositories, manifests, tags, ...report, missing }
 }
 
-function tell({ counts, blobs, bytes, newBlobs, newBytes, missing }: CopyReport, target: string): void {
+function tell(report: CopyReport, target: string): void {
+  const { counts, blobs, bytes, newBlobs, newBytes, missing, damaged } = report
   for (const digest of missing) say(`missing: ${digest}`)
   say(
     `Backed up ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${target}: ${newBlobs} blobs with ${formatBytes(newBytes)} are new.`,
   )
   if (missing.length > 0) {
     note(`${missing.length} blobs could not be read: "boathouse verify" says what they are needed by.`)
+  }
+  if (damaged > 0) {
+    note(
+      `Damaged blobs: ${damaged}. Of these the backup has what an earlier one had; "boathouse verify" names the images to push again.`,
+    )
   }
 }

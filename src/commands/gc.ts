@@ -57,7 +57,9 @@ function readDigest(text: string): Digest {
   try {
     return parseDigest(text)
   } catch {
-    throw new Misuse('--explain takes a digest such as sha256:0123….')
+    throw new Misuse(
+      '--explain takes a digest such as sha256:0123…; "boathouse tag list REPOSITORY" shows those of tags.',
+    )
   }
 }
 

@@ -17,7 +17,7 @@ export async function status(args: readonly string[]): Promise<number> {
       throw new Refusal(`There is no mirror ${showName(name)} in the settings of --config.`)
     if (values.json === true) say(formatJson(chosen.map(toJson)))
     else if (chosen.length === 0) {
-      say('There are no mirrors: the setting mirrors makes some, in the file that --config names.')
+      say('There are no mirrors in the settings: name their file with --config.')
     } else say(chosen.map(describe).join('\n\n'))
     return 0
   })

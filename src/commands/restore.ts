@@ -50,10 +50,34 @@ async function listAll(data: string, json: boolean): Promise<number> {
   const all = await listSnapshots(dataPaths(data).snapshots)
   if (json) say(formatJson(all.map(({ name, madeAt }) => ({ name, madeAt: formatTime(madeAt, '') }))))
   else for (const { name } of all) say(name)
+  if (all.length === 0) note(`There is no copy of the index in ${dataPaths(data).snapshots}.`)
   return 0
 }
 
 async function fromBackup(backup: string, data: string, json: boolean): Promise<number> {
+  const { report, isInterrupted } = await bring(backup, data)
+  const { counts, blobs, bytes, missing, damaged } = report
+  if (json) say(formatJson({ interrupted: isInterrupted, ...counts, blobs, bytes, missing, damaged }))
+  if (isInterrupted) {
+    note('Interrupted: run the same command again, it goes on from here.')
+    return 1
+  }
+  if (!json) {
+    for (const digest of missing) say(`missing in the backup: ${digest}`)
+    say(
+      `Restored ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${data}.`,
+    )
+    if (damaged > 0) {
+      note(
+        `Damaged when they were backed up: ${damaged} blobs. "boathouse verify" takes those back into service that are whole, and names the images of the others.`,
+      )
+    }
+  }
+  if (missing.length > 0) note(`${missing.length} blobs could not be read from the backup.`)
+  return missing.length > 0 ? 1 : 0
+}
+
+async function bring(backup: string, data: string) {
   const progress = showProgress()
   const begin = performance.now()
   try {
@@ -64,20 +88,10 @@ async function fromBackup(backup: string, data: string, json: boolean): Promise<
           progress.show(() => describeProgress(bytes, counts.bytes, performance.now() - begin)),
       }),
     )
-    progress.end()
-    const { counts, blobs, bytes, missing } = report
-    if (json) say(formatJson({ ...counts, blobs, bytes, missing }))
-    else {
-      for (const digest of missing) say(`missing in the backup: ${digest}`)
-      say(
-        `Restored ${counts.tags} tags, ${counts.manifests} manifests and ${blobs} blobs with ${formatBytes(bytes)} to ${data}.`,
-      )
-    }
-    if (missing.length > 0) note(`${missing.length} blobs could not be read from the backup.`)
-    return missing.length > 0 ? 1 : 0
+    return { report, isInterrupted: false }
   } catch (error) {
-    if (!(error instanceof CopyStoppedError)) throw error
-    throw new Refusal('Interrupted: run the same command again, it goes on from here.')
+    if (error instanceof CopyStoppedError) return { report: error.report, isInterrupted: true }
+    throw error
   } finally {
     progress.end()
   }

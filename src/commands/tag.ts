@@ -17,7 +17,7 @@ const usage = `Tags: what they point at, what they pointed at, and bringing them
   boathouse tag history REPOSITORY[:TAG]    the last changes: when, what, how, and by whom
       --limit N       so many (default ${usualChanges})
       --json
-  boathouse tag restore REPOSITORY:TAG      undo the last change: of a move, a deletion, or a restoration
+  boathouse tag restore REPOSITORY:TAG      undo the last move or deletion; of a move, once more undoes that
       --to ENTRY      as it was after this entry of the history
       --to DIGEST     to this manifest, be it stored or deleted
       --json
@@ -171,7 +171,9 @@ function refusalOf(result: RestoreResult, name: string): Refusal {
   const look = `"boathouse tag history ${name}" shows what there was`
   switch (result.outcome) {
     case 'new':
-      return new Refusal(`The last change made ${name}, and nothing was before it: ${look}.`)
+      return new Refusal(
+        `The last change made ${name}, and nothing was before it: delete it if it is to go; ${look}.`,
+      )
     case 'no-entry':
       return new Refusal(`The history of ${name} has no such entry: ${look}.`)
     case 'removal':

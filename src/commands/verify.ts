@@ -103,7 +103,7 @@ function tell(report: VerificationReport): void {
   say(
     [
       `Verified ${blobs} blobs, ${formatBytes(bytes)}, and ${manifests} manifests: `,
-      left === 0 ? 'all is well' : `${left} are not as they should be`,
+      left === 0 ? 'all is well' : `${left} not as it should be`,
       mended === 0 ? '' : `, ${mended} came from a mirror's upstream again`,
       healed === 0 ? '' : `, ${healed} are right again`,
       '.',

@@ -127,7 +127,7 @@ export class MirrorSync {
       images: this.#wanted.map(({ image }) => reportOf(image)),
       blobs: this.#plan.blobs.size,
       bytes: this.#plan.bytes,
-      missingBlobs: missing.blobs.length,
+      missingBlobs: missing.blobs.filter(({ isStored }) => !isStored).length,
       missingBytes: missing.bytes,
       fetchedBytes: mirror.fetchedBytes - fetchedBefore,
       isInterrupted: signal.aborted,

@@ -102,6 +102,18 @@ t.test('a dry run says what would be fetched, and stores nothing', async (t) => 
   t.match(after, { dryRun: true, mirrors: [{ missingBytes: 0, blobs: 5, images: [{ state: 'complete' }] }] })
 })
 
+t.test('a dry run counts what another repository holds as here: it is linked, not fetched', async (t) => {
+  const images = [name, 'library/other'].map((repository) => ({ repository, tags: ['latest'] }))
+  const { upstream, run } = await startSyncing(t, { images })
+  const layer = randomBytes(50_000)
+  upstream.addImage(name, 'latest', [layer])
+  t.equal((await run('mirror', 'sync')).code, 1, 'one is not there yet')
+  upstream.addImage('library/other', 'latest', [layer, randomBytes(20_000)])
+  const [preview] = answerOf(await run('mirror', 'sync', '--dry-run', '--json')).mirrors
+  t.match(preview, { blobs: 4, missingBlobs: 2 })
+  t.ok(preview.missingBytes < 50_000, `${preview.missingBytes} bytes`)
+})
+
 t.test('what cannot be had is named, and all else is fetched', async (t) => {
   const images = [
     { repository: name, tags: ['gone'] },
