@@ -180,10 +180,17 @@ t.test(
     const scratch = scratchDir(t)
     const target = join(scratch, 'backup')
     await succeeded(t, backUp(server, target))
-    for (const call of ['rename', 'link', 'fsync', 'openat']) {
+    for (const [call, path] of [
+      ['rename'],
+      ['link'],
+      ['fsync'],
+      ['openat', 'openat/workers.lock'],
+      ['opendir', 'backup/keys'],
+    ] as const) {
       const data = join(scratch, call)
-      const lock = call === 'openat' ? ['-P', join(data, 'workers.lock')] : []
-      const under = ['strace', '-f', '-o', '/dev/null', ...lock, '-e', `inject=${call}:error=EIO:when=1`]
+      const about = path === undefined ? [] : ['-P', join(scratch, path)]
+      const failing = call === 'opendir' ? 'openat' : call
+      const under = ['strace', '-f', '-o', '/dev/null', ...about, '-e', `inject=${failing}:error=EIO:when=1`]
       const command = [...under, ...commandLine('restore', target, '--data', data)]
       const failed = await runCommand(data, [], '', { command, env: { UV_USE_IO_URING: '0' } })
       t.match(
