@@ -238,6 +238,8 @@ function logRequest(
     ...(response.writableFinished ? {} : { aborted: true }),
     ...(refusal === undefined ? {} : { refused: refusal.kind, reason: refusal.message.slice(0, 300) }),
   }
-  if (isOurFault) logger.error({ ...line, err: refusal.cause ?? refusal }, 'request failed')
+  const isUpstreams = refusal?.kind.startsWith('UPSTREAM_') === true // its name and its fault are in the reason
+  if (isOurFault && isUpstreams) logger.warn(line, 'request')
+  else if (isOurFault) logger.error({ ...line, err: refusal.cause ?? refusal }, 'request failed')
   else logger.info(line, 'request')
 }

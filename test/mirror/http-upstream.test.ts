@@ -224,7 +224,8 @@ t.test('PX-06: tokens are asked for once, and kept', async (t) => {
 t.test('R47: tokens that live a second, and 50 pulls at a time: no 401 is seen', async (t) => {
   const fake = await startFakeUpstream(t, { auth: 'bearer', user, tokenLife: 1 })
   const manifest = fake.addImage(repository, latest, [layer])
-  const client = clientOf(t, fake.url, { credentials })
+  const patient = { connect: 20_000, headers: 20_000, idle: 20_000, answer: 20_000 }
+  const client = clientOf(t, fake.url, { credentials, timeouts: patient })
   const end = Date.now() + 2500
   const pull = async () => {
     while (Date.now() < end) {

@@ -70,6 +70,7 @@ async function startWithDead(t: Test) {
   await first.stop()
   for (const [name, upstream] of upstreams) await (ways[name] ?? ways[404])?.kill(upstream)
   const config = {
+    log: { level: 'warn' },
     mirrors: mirrorsOf((name) => ({
       ...(ways[name]?.url === undefined ? {} : { url: ways[name]?.url }),
       ...(name === 'dropped' ? { onUpstreamDeleted: 'drop' } : {}),
@@ -161,3 +162,20 @@ t.test('no answer was a fault of the server', async (t) => {
     [],
   )
 })
+
+t.test(
+  'an upstream that is dead is a warning in the log, with its name, and no fault of this server',
+  (t) => {
+    const lines = server.logs().filter(({ status }) => status === 502)
+    t.ok(lines.length >= 6, `${lines.length} lines`)
+    for (const { level, msg, reason } of lines) {
+      t.same({ level, msg }, { level: 40, msg: 'request' })
+      t.match(reason, /\w+\.test/)
+    }
+    t.same(
+      server.logs().filter(({ level }) => Number(level) >= 50),
+      [],
+    )
+    t.end()
+  },
+)
