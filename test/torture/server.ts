@@ -72,7 +72,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   try {
     const { patience = startPatience } = options
     const port = await listening(child, patience)
-    await ready(port, begin + patience)
+    await ready(child, port, begin + patience)
     return {
       port,
       pid: child.pid ?? 0,
@@ -157,12 +157,15 @@ function listening(child: ChildProcess, patience: number): Promise<number> {
   })
 }
 
-async function ready(port: number, deadline: number): Promise<void> {
+async function ready(child: ChildProcess, port: number, deadline: number): Promise<void> {
   const wire = new Wire(port)
   try {
     for (;;) {
       const answer = await wire.send({ method: 'GET', path: '/readyz' })
       if (typeof answer !== 'string' && answer.reply.status === 200) return
+      if (child.exitCode !== null || child.signalCode !== null) {
+        throw new Error(`it ended with ${child.exitCode}`)
+      }
       if (performance.now() > deadline) throw new Error('it does not get ready')
       await delay(5)
     }

@@ -1,4 +1,4 @@
-import { existsSync, rmSync } from 'node:fs'
+import { existsSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Call } from '../stores/trace.js'
@@ -11,6 +11,9 @@ import { injectionOf, type Mode } from './sweep-modes.js'
 
 /** Milliseconds for which a server that has started may still be at it. */
 const workPatience = 30_000
+
+/** Milliseconds for which it may still be at it after a line in its log. */
+const complaintPatience = 1000
 
 /** How a try ended: the process said that it is done, or that it cannot be, or it was killed. */
 interface Outcome {
@@ -26,6 +29,7 @@ async function perform(
   env: Readonly<Record<string, string>>,
 ): Promise<Outcome> {
   const variables = { ...operation.env, ...env }
+  const logged = statSync(scene.log, { throwIfNoEntry: false })?.size ?? 0
   if (operation.words !== undefined) return outcomeOf(await scene.command(operation.words(scene), variables))
   try {
     await scene.start(variables)
@@ -34,9 +38,12 @@ async function perform(
     // It ends by a signal when it is killed, which is told as null.
     return { kind: /ended with null/.test(error.message) ? 'killed' : 'refused', said: error.message }
   }
-  const deadline = performance.now() + workPatience
+  let deadline = performance.now() + workPatience
   while (operation.isDone?.(scene) === false && performance.now() < deadline) {
     if (!(await scene.isAlive())) return { kind: 'killed', said: '' }
+    // A server that complains has given it up, or is about to be done.
+    if (statSync(scene.log).size > logged)
+      deadline = Math.min(deadline, performance.now() + complaintPatience)
     await delay(20)
   }
   const isDone = operation.isDone?.(scene) !== false
