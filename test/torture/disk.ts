@@ -9,6 +9,10 @@ export type Filesystem = (typeof filesystems)[number]
 /** Bytes of the disk; the file that stands for it is sparse. */
 const diskSize = 4 * 1024 ** 3
 
+/** Tries to unmount while something still uses it, and milliseconds between them. */
+const mostUnmounts = 50
+const unmountPause = 100
+
 /** The file must lie in memory: what was never synced must not get a second chance below the filesystem. */
 const memory = '/dev/shm'
 
@@ -88,8 +92,17 @@ export class Disk {
     this.#isMounted = true
   }
 
+  /** The kernel lets go of the files of a process a moment after the process has gone. */
   #unmount(...how: readonly string[]): void {
-    run('umount', ...how, this.root)
+    for (let tries = 1; ; tries++) {
+      try {
+        run('umount', ...how, this.root)
+        break
+      } catch (error) {
+        if (tries === mostUnmounts) throw error
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, unmountPause)
+      }
+    }
     run('losetup', '--detach', this.#device)
     this.#isMounted = false
   }
