@@ -1,11 +1,18 @@
 import { randomBytes } from 'node:crypto'
 import { readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import * as http from 'node:http'
+import { Socket } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { eventually, filesBelow, type Server } from '../harness.js'
-import { digest, type FakeExchange, type FakeUpstream, type Fault } from './fake-upstream.js'
-import { startPair } from './pair.js'
+import { eventually, filesBelow, type Server, startServer } from '../harness.js'
+import {
+  digest,
+  type FakeExchange,
+  type FakeUpstream,
+  type Fault,
+  startFakeUpstream,
+} from './fake-upstream.js'
+import { mirrorOf, startPair } from './pair.js'
 
 /*
  * Blobs that come in while they are sent: whatever the upstream does, whoever leaves and whoever dies, what a client
@@ -76,6 +83,66 @@ const flippedAt = (body: Buffer, at: number): Buffer => {
 function allRight(t: Test, got: readonly Got[], right: Buffer): void {
   const wrong = got.filter(({ status, isWhole, body }) => status === 200 && isWhole && !body.equals(right))
   t.equal(wrong.length, 0, 'nobody got wrong bytes as if they were whole')
+}
+
+/** The bytes before an absolute position and no more, however often they are asked for; then this becomes of the line. */
+const upTo =
+  (position: number, end: (exchange: FakeExchange) => void): Fault =>
+  (exchange) => {
+    const start = Number(/bytes=(\d+)/.exec(exchange.request.headers.range ?? '')?.[1] ?? 0)
+    const head = Object.entries({ ...exchange.reply.headers, 'content-length': exchange.reply.body.length })
+    const lines = head.map(([field, value]) => `${field}: ${value}\r\n`).join('')
+    const bytes = exchange.reply.body.subarray(0, Math.max(0, position - start))
+    exchange.socket.write(`HTTP/1.1 ${exchange.reply.status} Fake\r\n${lines}\r\n`)
+    exchange.socket.write(bytes, () => end(exchange))
+  }
+
+const ends: Readonly<Record<string, (exchange: FakeExchange) => void>> = {
+  'the connection ends': ({ socket }) => socket.end(),
+  'the connection is reset': ({ socket }) =>
+    socket instanceof Socket ? socket.resetAndDestroy() : socket.destroy(),
+  'nothing more comes': () => undefined,
+}
+
+for (const [way, end] of Object.entries(ends)) {
+  t.test(`R40: at each sixteenth of a blob ${way}: short for the client, nothing is kept`, async (t) => {
+    // An upstream for each: after some failures one is left alone for a while.
+    const cuts = await Promise.all(
+      Array.from({ length: 16 }, async (_, sixteenths) => {
+        const upstream = await startFakeUpstream(t)
+        const layer = randomBytes(160_000)
+        upstream.addBlob(name, layer)
+        upstream.fault = ({ method }) => (method === 'GET' ? upTo(sixteenths * 10_000, end) : undefined)
+        const mirror = { ...mirrorOf(upstream), name: `cut${sixteenths}.test`, bareNames: false }
+        return { upstream, layer, mirror, path: `/v2/${mirror.name}/${name}/blobs/${digest(layer)}` }
+      }),
+    )
+    const server = await startServer(t, { config: { mirrors: cuts.map(({ mirror }) => mirror) } })
+    const got = await Promise.all(cuts.map(({ path }) => get(server, path)))
+    for (const [sixteenths, { status, isWhole, body }] of got.entries()) {
+      const what = `${sixteenths}/16: ${status}, ${body.length} bytes`
+      if (status === 200) {
+        const sent = cuts[sixteenths]?.layer.subarray(0, sixteenths * 10_000)
+        t.notOk(isWhole, what)
+        t.ok(sent?.subarray(0, body.length).equals(body), what)
+      } else t.equal(status, 502, what) // it failed before the client was told anything
+    }
+    t.same(filesBelow(join(server.data, 'blobs')), [], 'the cache keeps nothing')
+    for (const { upstream } of cuts) upstream.fault = () => undefined
+    await Promise.all(
+      cuts.map(async ({ path, layer }, sixteenths) => {
+        const again = await eventually(
+          `${sixteenths}/16: a pull`,
+          async () => {
+            const reply = await get(server, path)
+            return reply.status === 200 && reply
+          },
+          60_000,
+        )
+        t.ok(again.isWhole && again.body.equals(layer), `${sixteenths}/16: the next pull fetches it`)
+      }),
+    )
+  })
 }
 
 t.test('R40: an upstream that names two sizes is not believed', async (t) => {
