@@ -22,8 +22,6 @@ interface PumpOptions {
   readonly limit: number
   /** Sees every chunk before it is written. */
   readonly onChunk: (chunk: Buffer) => void
-  /** Hears of each chunk when it has been copied. */
-  readonly onCopied?: ((chunk: Buffer) => void) | undefined
   /** Hears how far the file is written. */
   readonly onWritten: (position: number) => void
   /** Whether bytes are written as soon as the writes before them are done, however few they are. */
@@ -62,8 +60,8 @@ class Pump {
   readonly #settled: { resolve: (result: PumpResult) => void; reject: (error: Error) => void }
   #gathering: Buffer | undefined
   #gathered = 0
-  /** What did not fit while both batches were full, and the chunk that it is the end of. */
-  #rest: { readonly bytes: Buffer; readonly chunk: Buffer } | undefined
+  /** What did not fit while both batches were full. */
+  #rest: Buffer | undefined
   #position: number
   #accepted: number
   #isWriting = false
@@ -143,12 +141,12 @@ class Pump {
     }
     this.#accepted += chunk.length
     this.#options.onChunk(chunk)
-    this.#gather(chunk, chunk)
+    this.#gather(chunk)
   }
 
   /** Copies a chunk into the batches; what fits into neither waits, and the body with it. */
-  #gather(bytes: Buffer, chunk: Buffer): void {
-    let rest = bytes
+  #gather(chunk: Buffer): void {
+    let rest = chunk
     while (rest.length > 0) {
       this.#gathering ??= takeBuffer(
         this.#position === this.#options.position && !this.#isWriting ? firstBatch : this.#batchSize,
@@ -158,14 +156,12 @@ class Pump {
       rest = rest.subarray(copied)
       const isFull = this.#gathered === this.#gathering.length
       if (this.#isWriting && isFull) {
+        this.#rest = rest.length > 0 ? rest : undefined
         this.#body.pause()
-        if (rest.length === 0) break
-        this.#rest = { bytes: rest, chunk }
         return
       }
       if (!this.#isWriting && (isFull || this.#options.isEager === true)) this.#writeBatch()
     }
-    this.#options.onCopied?.(chunk)
   }
 
   #writeBatch(): void {
@@ -201,7 +197,7 @@ class Pump {
     if (isDue) this.#writeBatch()
     const rest = this.#rest
     this.#rest = undefined
-    if (rest !== undefined) this.#gather(rest.bytes, rest.chunk)
+    if (rest !== undefined) this.#gather(rest)
     if (this.#isEnded && !this.#isWriting) this.#finish()
     else if (!this.#isEnded && this.#rest === undefined && !this.#isHeld && this.#body.isPaused())
       this.#body.resume()

@@ -32,8 +32,6 @@ export interface AppendOptions {
    * resolves; an error, given or thrown, ends the append, and is thrown.
    */
   readonly admit?: (position: number) => RegistryError | Promise<void> | undefined
-  /** Hears of each piece of the body when it has been copied: nobody here looks at its memory again. */
-  readonly onCopied?: (piece: Buffer) => void
   /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
   readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }

@@ -141,7 +141,6 @@ class FsBlobStore implements BlobStore {
         writeBack.reached(position)
         options.onProgress?.(position)
       },
-      onCopied: options.onCopied,
       isEager: options.onProgress !== undefined,
       admit: options.admit,
     })

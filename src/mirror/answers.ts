@@ -81,80 +81,43 @@ export interface BodyWatch {
 
 /**
  * The body of a blob for its reader: fails when it stands still, drips, or does not have the bytes that it should.
- * Time in which the reader does not read is not counted. Closing it ends the connection. Its pieces are those of the
- * connection, in memory that may be given back.
+ * Time in which the reader does not read is not counted. Closing it ends the connection.
  */
 export function watchBody(source: Readable, watch: BodyWatch): Readable {
-  return new WatchedBody(source, watch)
+  const body = Readable.from(watched(source, watch), { objectMode: false, highWaterMark: readAhead })
+  // A generator that waits for its source does not hear that its reader has left.
+  body.once('close', () => source.destroy())
+  return body
 }
 
-class WatchedBody extends Readable {
-  readonly #source: Readable
-  readonly #watch: BodyWatch
-  readonly #progress: Progress
-  readonly #check: NodeJS.Timeout
-  #received = 0
-  #isRead = false
-  /** What went wrong before somebody read: nobody would hear of it. */
-  #early: Error | undefined
-
-  constructor(source: Readable, watch: BodyWatch) {
-    super({ highWaterMark: readAhead })
-    this.#source = source
-    this.#watch = watch
-    this.#progress = new Progress(watch.idle)
-    this.#check = setInterval(() => this.#look(), watch.idle / 4)
-    source.pause() // until somebody reads
-    source.on('data', (chunk: Buffer) => this.#take(chunk))
-    source.on('end', () => this.#end())
-    source.on('error', (error) => this.#fail(error))
-    source.on('close', () => {
-      if (!source.readableEnded) this.#fail(new Error('the connection closed before the body ended'))
-    })
-  }
-
-  override _read(): void {
-    this.#isRead = true
-    if (this.#early !== undefined) {
-      this.#fail(this.#early)
-      return
+async function* watched(source: Readable, { expected, idle, explain }: BodyWatch): AsyncGenerator<Buffer> {
+  const progress = new Progress(idle)
+  const check = setInterval(() => {
+    const failure = progress.failure()
+    if (failure !== undefined) source.destroy(new ExchangeError('unavailable', failure))
+  }, idle / 4)
+  let received = 0
+  try {
+    const chunks = source[Symbol.asyncIterator]()
+    for (;;) {
+      progress.waits()
+      const { done, value } = await chunks.next()
+      if (done === true) break
+      progress.got(value.length)
+      received += value.length
+      if (expected !== undefined && received > expected) {
+        throw new ExchangeError('invalid', 'sent more bytes than it said')
+      }
+      yield value
     }
-    this.#progress.waits()
-    this.#source.resume()
-  }
-
-  override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
-    clearInterval(this.#check)
-    this.#source.destroy()
-    callback(error)
-  }
-
-  #take(chunk: Buffer): void {
-    this.#progress.got(chunk.length)
-    this.#received += chunk.length
-    const { expected } = this.#watch
-    if (expected !== undefined && this.#received > expected) {
-      this.#fail(new ExchangeError('invalid', 'sent more bytes than it said'))
-    } else if (this.push(chunk)) this.#progress.waits()
-    else this.#source.pause()
-  }
-
-  #end(): void {
-    const { expected } = this.#watch
-    if (expected === undefined || this.#received >= expected) {
-      clearInterval(this.#check)
-      this.push(null)
-    } else this.#fail(new ExchangeError('unavailable', 'sent fewer bytes than it said'))
-  }
-
-  #look(): void {
-    const failure = this.#progress.failure()
-    if (failure !== undefined) this.#fail(new ExchangeError('unavailable', failure))
-  }
-
-  #fail(error: Error): void {
-    if (!this.#isRead) this.#early ??= error
-    else if (!this.destroyed) this.destroy(this.#watch.explain(error))
+    if (expected !== undefined && received < expected) {
+      throw new ExchangeError('unavailable', 'sent fewer bytes than it said')
+    }
+  } catch (error) {
+    throw explain(error)
+  } finally {
+    clearInterval(check)
+    source.destroy()
   }
 }
 

@@ -7,7 +7,6 @@ import { RegistryError } from '../oci/errors.js'
 import { dropLeftover, fillOwner } from './fill-leftover.js'
 import { isShort, storedBytes, whileRoom, without } from './fill-pieces.js'
 import type { FillContext, FillTask } from './fill-task.js'
-import { giveBack } from './read-buffers.js'
 import { type UpstreamBlob, UpstreamError } from './upstream.js'
 
 /** Milliseconds between two looks at what another worker has written. */
@@ -303,7 +302,6 @@ export class Fill {
           limit,
           algorithm: upload.algorithm,
           onProgress: (stored) => this.#learnStored(stored),
-          onCopied: giveBack,
           onWritten: ({ size, digest }) => {
             if (digest === this.#task.digest && size === source.size) this.#learnRight()
           },

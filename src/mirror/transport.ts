@@ -8,7 +8,6 @@ import { ExchangeError, toUpstreamError } from './failures.js'
 import { guardParser } from './parser-end.js'
 import { ProxyChoice, type ProxySettings } from './proxy.js'
 import type { Headers } from './rate-limit.js'
-import { readReusing } from './read-buffers.js'
 import { Slots } from './slots.js'
 import { UpstreamError } from './upstream.js'
 
@@ -182,8 +181,12 @@ function secureContext(ca: string | undefined): SecureContext {
 
 function guardedConnector(guard: AddressGuard, tls: TlsOptions, timeout: number): buildConnector.connector {
   // undici's timer is only the backstop that clears the socket away.
-  const settings = { ...tls, timeout: timeout + 1000, lookup: guard.lookup, autoSelectFamily: true }
-  const secure = buildConnector(settings) // one for all: it remembers sessions
+  const connect = buildConnector({
+    ...tls,
+    timeout: timeout + 1000,
+    lookup: guard.lookup,
+    autoSelectFamily: true,
+  })
   return (options, callback) => {
     const settle = once(callback)
     const timer = setTimeout(
@@ -196,24 +199,10 @@ function guardedConnector(guard: AddressGuard, tls: TlsOptions, timeout: number)
     }
     try {
       guard.checkLiteral(bareHost(options.hostname))
-      const connect = options.protocol === 'https:' ? secure : plainConnector(settings)
       connect(options, (...[error, socket]) => finish(error, socket))
     } catch (error) {
       finish(error instanceof Error ? error : new Error('could not connect'), null)
     }
-  }
-}
-
-/** Makes one connection without TLS, whose socket reads into buffers that are used again. */
-function plainConnector(settings: buildConnector.BuildOptions): buildConnector.connector {
-  return (options, callback) => {
-    let socket: Socket | undefined
-    const onread = readReusing((bytes) => socket?.push(bytes) ?? false)
-    buildConnector({ ...settings, onread })(options, (...[error, connected]) => {
-      if (error !== null) return callback(error, null)
-      socket = connected
-      callback(null, connected)
-    })
   }
 }
 
