@@ -47,7 +47,7 @@ t.test('R60, G12: a clock that jumps by ten years takes nothing from anybody', {
   const server = await startServer(t, {
     config: {
       workers: 1,
-      uploads: { expireAfter: '40s' },
+      uploads: { expireAfter: '20s' },
       gc: { interval: '200ms', grace: '1h', untagged: '1h' },
       log: { level: 'warn', format: 'json' },
     },

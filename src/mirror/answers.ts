@@ -13,6 +13,9 @@ const readAhead = 256 * 1024
 /** Bytes up to which an answer may be read beside any number of others. */
 const mostBeside = 128 * 1024
 
+/** Bytes for which there is room at first when nobody says how many come. */
+const firstPiece = 16 * 1024
+
 /**
  * Reads a whole answer.
  * @param large places for those of more than 128 KiB: many of them at once would be much memory (reliability S46)
@@ -27,18 +30,26 @@ export async function readSmall(response: HopResponse, most: number, large?: Slo
   }
   const gone = new AbortController()
   body.once('close', () => gone.abort())
-  const chunks: Buffer[] = []
+  // Chunks are copied at once: kept until the end they would outlive the young generation, and pile up.
+  let bytes = Buffer.allocUnsafeSlow(Math.min(mostBeside, most, contentLength(headers) ?? firstPiece))
   let length = 0
   let giveBack: (() => void) | undefined
   try {
     for await (const chunk of body) {
-      length += chunk.length
-      if (length > most) throw tooLong()
-      chunks.push(chunk)
+      const needed = length + chunk.length
+      if (needed > most) throw tooLong()
       // Until there is a place, nothing more is read: the upstream waits.
-      if (length > mostBeside) giveBack ??= await large?.take([gone.signal])
+      if (needed > mostBeside) giveBack ??= await large?.take([gone.signal])
+      if (needed > bytes.length) {
+        const room = contentLength(headers) ?? Math.min(most, needed > mostBeside ? most : mostBeside)
+        const before = bytes
+        bytes = Buffer.allocUnsafeSlow(Math.max(needed, room))
+        before.copy(bytes, 0, 0, length)
+      }
+      chunk.copy(bytes, length)
+      length = needed
     }
-    return Buffer.concat(chunks, length)
+    return bytes.subarray(0, length)
   } finally {
     giveBack?.()
   }

@@ -53,7 +53,7 @@ export interface HttpUpstreamOptions {
 }
 
 /** Lists and manifests of more than 128 KiB that are read at once. */
-const mostLarge = 4
+const mostLarge = 2
 const mostManifestBytes = 4 * 1024 * 1024
 const mostTagBytes = 1024 * 1024
 const mostTagPages = 20
