@@ -163,9 +163,12 @@ t.test(
     )
     for (const connection of crowd) void connection?.request(`HEAD /v2/tight/blobs/${content.digest}`)
     const counts: Record<string, number> = {}
-    for (const connection of crowd) {
-      // Those for whom there is no descriptor are closed, or wait in the queue of the system.
-      const reply = (await connection?.waitForReplies(1, { bodiless: true }).catch(() => []))?.[0]
+    // Those for whom there is no descriptor are closed, or wait in the queue of the system.
+    const answered = crowd.map((connection) =>
+      connection?.waitForReplies(1, { bodiless: true }).catch(() => []),
+    )
+    for (const replies of await Promise.all(answered)) {
+      const reply = replies?.[0]
       const kind =
         reply === undefined
           ? 'closed'
