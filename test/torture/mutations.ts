@@ -239,8 +239,8 @@ export const mutations: readonly Mutation[] = [
     edits: [
       {
         file: 'src/registry/gc-moments.js',
-        from: 'links: { before: now - grace - leaseSlack(grace), undo }',
-        to: 'links: { before: now, undo }',
+        from: 'links: { before: since(grace + leaseSlack(grace)), undo }',
+        to: 'links: { before: since(0), undo }',
       },
     ],
     hunter: 'gc',
