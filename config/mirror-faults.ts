@@ -10,10 +10,10 @@ import {
   type MirrorDraft,
   mirrorDraft,
   mirrorFields,
-  readJson,
   syncNames,
 } from './mirrors.js'
 import { describeIssue, issuesOf, type NestedSetting, placeOf } from './nested-faults.js'
+import { readJson } from './values.js'
 import { show } from './words.js'
 
 type Environment = Readonly<Record<string, string | undefined>>

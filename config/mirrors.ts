@@ -9,7 +9,19 @@ import {
   readSchedule,
   readTagPattern,
 } from './mirror-values.js'
-import { choice, duration, flag, isHostName, listOf, networks, path, patterns, size, word } from './values.js'
+import {
+  choice,
+  duration,
+  flag,
+  isHostName,
+  listOf,
+  networks,
+  path,
+  patterns,
+  readJson,
+  size,
+  word,
+} from './values.js'
 
 /** What `mirror sync` fetches of one repository. */
 export interface MirrorImage {
@@ -242,14 +254,4 @@ export function mirrors() {
     .array(mirror.transform(complete), { error: 'write a list of mirrors, or one as JSON in the variable' })
     .max(100, { error: 'write 100 mirrors at most' })
   return z.preprocess(readJson, list)
-}
-
-/** What a JSON text holds; anything else, and what is no JSON, as it is. */
-export function readJson(written: unknown): unknown {
-  if (typeof written !== 'string') return written
-  try {
-    return JSON.parse(written)
-  } catch {
-    return written
-  }
 }

@@ -1,7 +1,7 @@
 import type { z } from 'zod'
 import type { Written } from './findings.js'
 import { isPlainObject } from './mirror-values.js'
-import { readJson } from './mirrors.js'
+import { readJson } from './values.js'
 import { nearest, sentence, showName, showUrl } from './words.js'
 
 /** A setting that is a list of sections, such as `mirrors`. */

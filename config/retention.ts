@@ -1,8 +1,7 @@
 import { validRange } from 'semver'
 import { z } from 'zod'
 import { readSchedule, readTagPattern } from './mirror-values.js'
-import { readJson } from './mirrors.js'
-import { duration, listOf, patterns, readDuration, readWhole, word } from './values.js'
+import { duration, listOf, patterns, readDuration, readJson, readWhole, word } from './values.js'
 
 /** Tags that stay: those for which all of it is true. Times are milliseconds. */
 export interface KeepClause {

@@ -250,3 +250,13 @@ export function readUrl(text: string): string | undefined {
   const isPlain = url.pathname === '/' && url.search === '' && url.hash === '' && !text.includes('@')
   return isPlain && /^https?:$/.test(url.protocol) ? url.origin : undefined
 }
+
+/** What a JSON text holds; anything else, and what is no JSON, as it is. */
+export function readJson(written: unknown): unknown {
+  if (typeof written !== 'string') return written
+  try {
+    return JSON.parse(written)
+  } catch {
+    return written
+  }
+}
