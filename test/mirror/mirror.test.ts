@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
-import { eventually, type Server, startServer, within } from '../harness.js'
+import { eventually, RawConnection, type Server, startServer, within } from '../harness.js'
 import { digest, type FakeUpstream, startFakeUpstream } from './fake-upstream.js'
 
 /*
@@ -156,18 +156,41 @@ t.test('PX-01: when the upstream is gone, what is here is served at once and say
 })
 
 t.test('a tag that moves upstream is followed after its freshness, with one HEAD', async (t) => {
-  const { upstream, pull } = await startPair(t, { freshness: '0s' })
+  const { upstream, server, pull } = await startPair(t, { freshness: '0s' })
   const first = upstream.addImage('library/nginx', 'latest', [randomBytes(10)])
   t.equal(
     (await pull('/v2/docker.io/library/nginx/manifests/latest')).headers['docker-content-digest'],
     first,
   )
   upstream.forget()
-  const replies = await Promise.all(
-    Array.from({ length: 20 }, () => pull('/v2/docker.io/library/nginx/manifests/latest')),
+  // The upstream answers when all have asked: what is sent before a request that is answered has been read before it.
+  let release = () => {}
+  const released = new Promise<void>((resolve) => {
+    release = resolve
+  })
+  upstream.fault =
+    () =>
+    async ({ send, reply }) => {
+      await released
+      send(reply)
+    }
+  const askers = await Promise.all(
+    Array.from({ length: 20 }, async () => {
+      const asker = await RawConnection.open(server)
+      await asker.request('GET /v2/docker.io/library/nginx/manifests/latest')
+      return asker
+    }),
   )
-  t.ok(replies.every((reply) => reply.status === 200))
-  t.ok(upstream.requests.length <= 3, `${upstream.requests.length} requests`)
+  for (let n = 0; n < 3; n++) t.equal((await server.request('GET', '/v2/', { fresh: true })).status, 200)
+  await eventually('the upstream is asked', () => upstream.requests.length > 0)
+  release()
+  const replies = (await Promise.all(askers.map((asker) => asker.waitForReplies(1)))).flat()
+  t.equal(replies.filter((reply) => reply.status === 200).length, 20)
+  t.strictSame(
+    upstream.requests.map(({ method }) => method),
+    ['HEAD'],
+  )
+  upstream.fault = () => undefined
   const second = upstream.addImage('library/nginx', 'latest', [randomBytes(10)])
   t.equal(
     (await pull('/v2/docker.io/library/nginx/manifests/latest')).headers['docker-content-digest'],
