@@ -9,6 +9,7 @@ const busyTimeout = 5000
 /**
  * Opens the database with the settings that the promises of storage/README.md rest on.
  * @param role a writer syncs the log at each commit; a reader cannot write at all
+ * @throws the database's error, also when a writer could only read
  */
 export function openDatabase(path: string, role: 'reader' | 'writer'): Database.Database {
   const db = new Database(path, { timeout: busyTimeout })
@@ -21,11 +22,27 @@ export function openDatabase(path: string, role: 'reader' | 'writer'): Database.
     db.pragma('cache_size = -8192')
     if (role === 'reader') db.pragma('query_only = ON')
     assertSettings(db)
+    if (role === 'writer') {
+      db.exec('BEGIN IMMEDIATE')
+      assertWritable(db)
+      db.exec('ROLLBACK')
+    }
     return db
   } catch (error) {
     db.close()
     throw error
   }
+}
+
+/**
+ * Throws in a transaction that cannot write; it must not be committed. Where a file cannot be opened for writing (no
+ * right, no descriptor left, a read-only disk), SQLite opens it for reading without a word, and takes the write lock
+ * of such a transaction for granted: two servers would hold one lock, and a writer would find out too late.
+ * @throws the database's error, SQLITE_READONLY
+ */
+export function assertWritable(db: Database.Database): void {
+  const version = Number(db.pragma('user_version', { simple: true }))
+  db.pragma(`user_version = ${version}`)
 }
 
 /** The driver's own default is synchronous=NORMAL in WAL mode, which loses commits in a power cut. */

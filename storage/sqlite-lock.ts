@@ -1,5 +1,6 @@
 import Database from 'better-sqlite3'
 import { errorCode } from './errors.js'
+import { assertWritable } from './sqlite-connection.js'
 
 /** Somebody else holds the lock. */
 export class LockedError extends Error {
@@ -16,7 +17,7 @@ export interface Lock {
  * without a native module more. It works between processes, not between two callers in one.
  * @param mode one exclusive holder, or any number of shared ones
  * @param patience milliseconds to wait for other holders
- * @throws LockedError
+ * @throws LockedError; the database's error when the file cannot be made, or cannot be written
  */
 export function lockFile(path: string, mode: 'exclusive' | 'shared', patience: number): Lock {
   const db = new Database(path, { timeout: patience })
@@ -24,6 +25,7 @@ export function lockFile(path: string, mode: 'exclusive' | 'shared', patience: n
     db.pragma('journal_mode = MEMORY') // nothing is ever written: a lock must not fail for want of space
     if (mode === 'exclusive') {
       db.exec('BEGIN EXCLUSIVE')
+      assertWritable(db)
     } else {
       db.exec('BEGIN')
       db.pragma('schema_version') // a transaction takes its shared lock with its first read

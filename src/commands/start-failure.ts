@@ -1,4 +1,5 @@
 import type { Config } from '../../config/schema.js'
+import { describeFailure } from './failure.js'
 
 /** Something that stops the server from starting, in a sentence for the person who started it. */
 export class StartError extends Error {
@@ -17,5 +18,5 @@ export function describeStartFailure(error: unknown, config: Config): string {
   const code = error instanceof Error && 'code' in error ? String(error.code) : ''
   const reason = Object.hasOwn(reasons, code) ? reasons[code] : undefined
   if (reason !== undefined) return `Cannot listen on ${config.listen.host}:${config.listen.port}: ${reason}`
-  return error instanceof Error ? error.message : String(error)
+  return describeFailure(error) ?? (error instanceof Error ? error.message : String(error))
 }

@@ -25,7 +25,7 @@ export interface ProcessOperation {
   readonly isFolderOpen?: boolean
   /** Whether it is refused where it was done. */
   readonly isOnce?: boolean
-  /** Waits, after the start of a server, until it is done. */
+  /** Whether a started server has done it, beside its first collection. */
   isDone?(scene: Scene): boolean
   /** Looks at what it has made: also when it was interrupted. */
   check?(scene: Scene, isComplete: boolean): Promise<void>

@@ -2,12 +2,14 @@ import { existsSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Call } from '../stores/trace.js'
+import { readMetric } from './check-served.js'
 import { inject, type Point, pointsOf, record } from './points.js'
 import type { ProcessOperation } from './process-operations.js'
 import type { Ended, Scene } from './scene.js'
 import { StartError } from './server.js'
 import { pathOf, Threads } from './strace.js'
 import { injectionOf, type Mode } from './sweep-modes.js'
+import { Wire } from './wire.js'
 
 /** Milliseconds for which a server that has started may still be at it. */
 const workPatience = 30_000
@@ -31,6 +33,7 @@ async function perform(
   const variables = { ...operation.env, ...env }
   const logged = statSync(scene.log, { throwIfNoEntry: false })?.size ?? 0
   if (operation.words !== undefined) return outcomeOf(await scene.command(operation.words(scene), variables))
+  const begin = Date.now()
   try {
     await scene.start(variables)
   } catch (error) {
@@ -38,16 +41,33 @@ async function perform(
     // It ends by a signal when it is killed, which is told as null.
     return { kind: /ended with null/.test(error.message) ? 'killed' : 'refused', said: error.message }
   }
-  let deadline = performance.now() + workPatience
-  while (operation.isDone?.(scene) === false && performance.now() < deadline) {
-    if (!(await scene.isAlive())) return { kind: 'killed', said: '' }
-    // A server that complains has given it up, or is about to be done.
-    if (statSync(scene.log).size > logged)
-      deadline = Math.min(deadline, performance.now() + complaintPatience)
-    await delay(20)
+  const wire = new Wire(scene.server?.port ?? 0)
+  try {
+    let deadline = performance.now() + workPatience
+    while (!(await isDone(operation, scene, wire, begin))) {
+      if (!(await scene.isAlive())) return { kind: 'killed', said: '' }
+      if (performance.now() > deadline)
+        return { kind: 'refused', said: 'the server runs, but it was not done' }
+      // A server that complains has given it up, or is about to be done.
+      if (statSync(scene.log).size > logged)
+        deadline = Math.min(deadline, performance.now() + complaintPatience)
+      await delay(20)
+    }
+    return { kind: 'done', said: '' }
+  } finally {
+    wire.close()
   }
-  const isDone = operation.isDone?.(scene) !== false
-  return { kind: isDone ? 'done' : 'refused', said: isDone ? '' : 'the server runs, but it was not done' }
+}
+
+/** A start is over when the server has collected, its first work, so that each one makes the same calls. */
+async function isDone(
+  operation: ProcessOperation,
+  scene: Scene,
+  wire: Wire,
+  begin: number,
+): Promise<boolean> {
+  if (operation.isDone?.(scene) === false) return false
+  return (await readMetric(wire, 'boathouse_gc_last_end_seconds')) * 1000 >= begin
 }
 
 function outcomeOf({ code, signal, said }: Ended): Outcome {
