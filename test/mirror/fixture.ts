@@ -11,6 +11,9 @@ export const latest = parseTag('latest')
 /** What the tests wait at most, in milliseconds; small, since some faults are only found by waiting. */
 export const timeouts = { connect: 400, headers: 400, idle: 400, answer: 800 }
 
+/** The same where nothing is found by waiting. */
+export const patient = { connect: 20_000, headers: 20_000, idle: 20_000, answer: 20_000 }
+
 /** The user that upstreams with credentials know. */
 export const user = { username: 'mirror', password: 'sesame-open-7f3a' }
 
