@@ -3,8 +3,9 @@ import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import Database from 'better-sqlite3'
 import { migrate } from '../../storage/migrations.js'
-import { checkFolder } from './checker.js'
+import { checkFolder, type StoredIndex } from './checker.js'
 import { digestOf } from './content.js'
+import type { Key } from './model.js'
 import { pushImage } from './operations.js'
 import { Random } from './random.js'
 import type { Scene } from './scene.js'
@@ -17,8 +18,8 @@ export interface ProcessOperation {
   readonly env?: Readonly<Record<string, string>>
   /** Makes the folder that it works on; no server runs before and after. */
   prepare(scene: Scene): Promise<void>
-  /** Says what it may do to what is known; called before each try. */
-  foresee?(scene: Scene): void
+  /** Says what it may do to what is known; called before each try. @param index before it, if not the scene's own */
+  foresee?(scene: Scene, index?: StoredIndex): void
   /** Says what it has done for certain; called when it has ended well. */
   conclude?(scene: Scene): void
   /** Whether the data folder may be no folder of a server while it is interrupted. */
@@ -27,6 +28,8 @@ export interface ProcessOperation {
   readonly isOnce?: boolean
   /** Whether a started server has done it, beside its first collection. */
   isDone?(scene: Scene): boolean
+  /** Whether what it has made is durable when it is over. */
+  readonly isDurable?: boolean
   /** Looks at what it has made: also when it was interrupted. */
   check?(scene: Scene, isComplete: boolean): Promise<void>
 }
@@ -41,8 +44,11 @@ async function fill(scene: Scene, variants: readonly number[]): Promise<void> {
 }
 
 /** Everything that is known of a repository but of one whose image is not kept. */
-function keysOf(scene: Scene, isMeant: (repository: string) => boolean) {
-  const { index } = checkFolder(scene.data)
+function keysOf(
+  scene: Scene,
+  isMeant: (repository: string) => boolean,
+  index = checkFolder(scene.data).index,
+): Key[] {
   return [...index.keys()].filter(({ repository }) => isMeant(repository))
 }
 
@@ -61,8 +67,8 @@ const collect: ProcessOperation = {
     const name = digestOf(stray).slice('sha256:'.length)
     writeFileSync(join(scene.data, 'blobs/sha256', name.slice(0, 2), name), stray)
   },
-  foresee(scene) {
-    for (const key of keysOf(scene, isGarbage)) scene.learnPossible(key, undefined)
+  foresee(scene, index) {
+    for (const key of keysOf(scene, isGarbage, index)) scene.learnPossible(key, undefined)
   },
   conclude(scene) {
     for (const key of scene.model.expectations()) if (isGarbage(key.repository)) scene.learn(key, undefined)
@@ -79,6 +85,7 @@ const collect: ProcessOperation = {
 
 const backup: ProcessOperation = {
   name: 'backup',
+  isDurable: true,
   words: (scene) => ['backup', join(scene.root, 'backup')],
   async prepare(scene) {
     await fill(scene, [1])
@@ -152,8 +159,8 @@ const restoreIndex: ProcessOperation = {
     scene.server?.killAll()
     await scene.gone()
   },
-  foresee(scene) {
-    for (const key of keysOf(scene, isLater)) scene.learnPossible(key, undefined)
+  foresee(scene, index) {
+    for (const key of keysOf(scene, isLater, index)) scene.learnPossible(key, undefined)
   },
   conclude(scene) {
     for (const key of scene.model.expectations()) if (isLater(key.repository)) scene.learn(key, undefined)

@@ -4,10 +4,13 @@ import { checkFolder, type FolderCheck, HashedFiles } from './checker.js'
 import { DiskModel, type DiskState, nameOf } from './disk-model.js'
 import { Model } from './model.js'
 import type { RequestOperation } from './operations.js'
+import type { ProcessOperation } from './process-operations.js'
 import { Random } from './random.js'
 import { type Event, eventsOf, recordedBytes } from './recording.js'
 import { type JournalEntry, Scene } from './scene.js'
-import { mutatingCalls, watch } from './strace.js'
+import { mutatingCalls, type Watch, watch } from './strace.js'
+import { isProcess, type Operation } from './sweep-operations.js'
+import { performTraced } from './sweep-processes.js'
 import { prepare, settle, startTraced, tryIt } from './sweep-requests.js'
 
 /** States in which a real server is started, of each operation. */
@@ -55,14 +58,14 @@ interface Recorded {
 /** Records an operation once and looks at every state that a power cut may leave. */
 export class Replay {
   readonly #options: ReplayOptions
-  readonly #operation: RequestOperation
+  readonly #operation: Operation
   readonly #violations: string[] = []
   readonly #hashed = new HashedFiles()
   /** What the folder of a state showed. */
   readonly #checks = new Map<string, FolderCheck>()
   #started = 0
 
-  constructor(operation: RequestOperation, options: ReplayOptions) {
+  constructor(operation: Operation, options: ReplayOptions) {
     this.#operation = operation
     this.#options = options
   }
@@ -82,7 +85,7 @@ export class Replay {
         const name = nameOf(state)
         if (judged.has(`${name} ${answers}`)) continue
         judged.add(`${name} ${answers}`)
-        this.#look(desk, recorded, { state, name, answers, at })
+        await this.#look(desk, recorded, { state, name, answers, at })
         const isWhole = this.#checks.get(name)?.violations.length === 0
         if (isWhole && random.chance(0.01)) await this.#start(desk, at)
         if (--left <= 0) break
@@ -102,22 +105,39 @@ export class Replay {
     }
   }
 
-  async #record(): Promise<Recorded> {
-    const { folder, main, seed } = this.#options
+  #record(): Promise<Recorded> {
     const operation = this.#operation
+    return isProcess(operation) ? this.#recordProcess(operation) : this.#recordRequests(operation)
+  }
+
+  async #recordProcess(operation: ProcessOperation): Promise<Recorded> {
+    const { folder, main, seed } = this.#options
+    const scene = new Scene(join(folder, operation.name), { main, seed })
+    mkdirSync(scene.data)
+    await operation.prepare(scene)
+    const base = join(folder, `${operation.name}-base`)
+    cpSync(scene.root, base, { recursive: true, preserveTimestamps: true })
+    const { outcome, attached } = await performTraced(operation, scene, 'main', async (threads) =>
+      watchAll(scene, await threads.find('main')),
+    )
+    const events = eventsOf(await attached.end(), scene.root).filter((event) => !isOfTracer(scene, event))
+    scene.server?.killAll()
+    await scene.gone()
+    const faults = outcome.kind === 'done' ? scene.violations : [outcome.said]
+    if (faults.length > 0) throw new Error(`${operation.name}: ${faults.join('; ')}`)
+    // Whoever asked a server for nothing has heard nothing.
+    return { base, root: scene.root, events: events.filter(({ kind }) => kind !== 'answer'), journal: [] }
+  }
+
+  async #recordRequests(operation: RequestOperation): Promise<Recorded> {
+    const { folder, main, seed } = this.#options
     const scene = new Scene(join(folder, operation.name), { main, seed })
     await startTraced(scene, operation)
     await prepare(operation, scene, 1)
     const base = join(folder, `${operation.name}-base`)
     cpSync(scene.root, base, { recursive: true, preserveTimestamps: true })
     const known = scene.journal.length
-    const watched = await watch({
-      id: scene.server?.pid ?? 0,
-      all: true,
-      log: join(scene.root, 'threads.record'),
-      calls: mutatingCalls,
-      bytes: recordedBytes,
-    })
+    const watched = await watchAll(scene, scene.server?.pid)
     await tryIt(operation, scene, 1, false)
     await settle(scene)
     const events = eventsOf(await watched.end(), scene.root).filter((event) => !isOfTracer(scene, event))
@@ -132,22 +152,25 @@ export class Replay {
     return { base, root: scene.root, events, journal }
   }
 
-  #look(
+  async #look(
     desk: Desk,
     recorded: Recorded,
     { state, name, answers, at }: { state: DiskState; name: string; answers: number; at: number },
-  ): void {
+  ): Promise<void> {
     desk.lay(state, recorded.root)
+    const operation = this.#operation
     let check = this.#checks.get(name)
     if (check === undefined) {
       check = checkFolder(join(desk.root, 'data'), {
         hashed: this.#hashed,
-        mayBeMissing: () => this.#operation.isMirror === true,
+        mayBeMissing: () => isMirror(operation),
       })
       this.#checks.set(name, check)
     }
     const all = [...check.violations]
-    if (this.#operation.isMirror !== true) all.push(...this.#judge(recorded, check, answers))
+    if (isProcess(operation)) {
+      all.push(...(await this.#judgeProcess(operation, desk, check, at === recorded.events.length)))
+    } else if (!isMirror(operation)) all.push(...this.#judge(recorded, check, answers))
     // A power cut may undo the end of an upload: then its row is back, and its file is not what it was.
     const ended = this.#endedUploads(recorded, answers)
     const found = all.filter((one) => !ended.some((id) => one.includes(`upload ${id}`)))
@@ -162,6 +185,22 @@ export class Replay {
   #endedUploads({ journal }: Recorded, answers: number): string[] {
     const cancelled = journal.slice(0, answers + 1).filter(({ what }) => what.startsWith('DELETE '))
     return cancelled.flatMap(({ session }) => (session?.ending === 'done' ? [session.id] : []))
+  }
+
+  /** Whether the state has all that was there, but for what may go, and what the process had made. */
+  async #judgeProcess(
+    operation: ProcessOperation,
+    desk: Desk,
+    check: FolderCheck,
+    isOver: boolean,
+  ): Promise<string[]> {
+    const { main, seed } = this.#options
+    const scene = new Scene(desk.root, { main, seed })
+    const { index } = this.#before(desk.base)
+    for (const key of index.keys()) scene.learn(key, index.value(key))
+    operation.foresee?.(scene, index)
+    await operation.check?.(scene, isOver && operation.isDurable === true)
+    return [...scene.violations, ...scene.model.judge(check.index)]
   }
 
   /** Whether the state has what was acknowledged before it, and nothing by half. */
@@ -216,8 +255,9 @@ export class Replay {
     const { folder, main, seed } = this.#options
     const name = `${this.#operation.name}-start-${this.#started}`
     const scene = new Scene(desk.root, { main, seed }).copyTo(join(folder, name))
-    scene.isSparse = this.#operation.isMirror === true
+    scene.isSparse = isMirror(this.#operation)
     scene.model.sessions.losesVolatile = true
+    if (isProcess(this.#operation)) this.#operation.foresee?.(scene)
     try {
       await scene.start(this.#operation.env)
       await scene.stop()
@@ -232,6 +272,21 @@ export class Replay {
   }
 }
 
+function isMirror(operation: Operation): boolean {
+  return !isProcess(operation) && operation.isMirror === true
+}
+
+/** Records all that a process and its threads do, with the bytes that they write. */
+function watchAll(scene: Scene, id: number | undefined): Promise<Watch> {
+  return watch({
+    id: id ?? 0,
+    all: true,
+    log: join(scene.root, 'threads.record'),
+    calls: mutatingCalls,
+    bytes: recordedBytes,
+  })
+}
+
 function isOfTracer(scene: Scene, event: Event): boolean {
   if (event.kind === 'answer') return false
   // SQLite's shared memory is rebuilt after a power cut.
@@ -241,11 +296,11 @@ function isOfTracer(scene: Scene, event: Event): boolean {
 /** A folder on which one state after the other is laid. */
 class Desk {
   readonly root: string
-  readonly #base: string
+  readonly base: string
   #laid = new Map<string, Buffer | 'folder' | undefined>()
 
   constructor(base: string, root: string) {
-    this.#base = base
+    this.base = base
     this.root = root
     cpSync(base, root, { recursive: true, preserveTimestamps: true })
     rmSync(join(root, 'data/boathouse.db-shm'), { force: true })
@@ -274,6 +329,6 @@ class Desk {
 
   remove(): void {
     rmSync(this.root, { recursive: true, force: true })
-    rmSync(this.#base, { recursive: true, force: true })
+    rmSync(this.base, { recursive: true, force: true })
   }
 }

@@ -5,12 +5,11 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { noTracing } from '../stores/processes.js'
-import { mirrorFill, type RequestOperation, requestOperations } from './operations.js'
 import { readWhole } from './options.js'
 import { Replay, type ReplayReport } from './replay-run.js'
-import { upstream } from './sweep-operations.js'
+import { operationsCalled, steadyOperationNames, upstream } from './sweep-operations.js'
 
-const names = [...requestOperations.map(({ name }) => name), 'mirror-fill']
+const names = steadyOperationNames
 
 const help = `Usage: node dist/test/torture/replay.js [options]
 
@@ -77,10 +76,9 @@ async function run(options: CommandLine): Promise<boolean> {
   console.log(`replay: seed ${options.seed}`)
   const begin = performance.now()
   await upstream.start()
-  const all: readonly RequestOperation[] = [...requestOperations, mirrorFill(upstream)]
   let passed = 0
   let failed = 0
-  for (const operation of all.filter(({ name }) => options.names.includes(name))) {
+  for (const operation of operationsCalled(options.names)) {
     const replay = new Replay(operation, { ...options, main: options.server, folder })
     const report = await replay.run()
     if (report.violations.length === 0 && report.states > 1) passed++

@@ -17,6 +17,11 @@ export const operationNames: readonly string[] = [
   ...processOperations.map(({ name }) => name),
 ]
 
+/** The names of those that leave a folder of a server at each moment of them: after a power cut it goes on there. */
+export const steadyOperationNames: readonly string[] = operationNames.filter((name) =>
+  processOperations.every((one) => one.name !== name || one.isFolderOpen !== true),
+)
+
 /** The operations with these names. @param names of {@link operationNames}; the upstream must run */
 export function operationsCalled(names: readonly string[]): Operation[] {
   const all: readonly Operation[] = [...requestOperations, mirrorFill(upstream), ...processOperations]

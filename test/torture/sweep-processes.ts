@@ -75,7 +75,7 @@ function outcomeOf({ code, signal, said }: Ended): Outcome {
 }
 
 /** Does it with one of its threads under strace, from its first moment on. */
-async function performTraced<T>(
+export async function performTraced<T>(
   operation: ProcessOperation,
   scene: Scene,
   role: string,
