@@ -367,3 +367,23 @@ t.test('UP-47, R32: a worker that dies is replaced, and the upload it was readin
 })
 
 everyReplyKeptTheRules(t)
+
+t.test(
+  'a worker that dies takes no connection with it: who was on the way to it is told, at once',
+  async (t) => {
+    const pair = await startServer(t, { config: { workers: 2 } })
+    const victim = processTree(pair.pid)[1] ?? 0
+    // It takes nothing any more: connections that go round to it are under way when it dies.
+    process.kill(victim, 'SIGSTOP')
+    const connections = await times(12, async () => {
+      const connection = await RawConnection.open(pair)
+      await connection.request('GET /v2/')
+      return connection
+    })
+    const unanswered = () => connections.filter((one) => one.replies().length === 0 && !one.isClosed)
+    await eventually('the other worker serves', () => unanswered().length <= 2)
+    t.ok(unanswered().length > 0, 'some were on the way')
+    process.kill(victim, 'SIGKILL')
+    await eventually('each is answered or closed', () => unanswered().length === 0)
+  },
+)

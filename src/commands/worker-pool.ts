@@ -7,6 +7,7 @@ import type { Config } from '../../config/schema.js'
 import { exitCodes } from './exit-codes.js'
 import type { FromWorker, ToWorker } from './messages.js'
 import { StartError } from './start-failure.js'
+import { closeUntaken } from './untaken-connections.js'
 
 /** Threads for file operations in each process: syncs wait for the disk, and others must not wait for them. */
 const fileThreads = 16
@@ -81,6 +82,7 @@ export class WorkerPool {
 
   #fork(): void {
     const worker = cluster.fork({ UV_THREADPOOL_SIZE: threadpoolSize() ?? fileThreads })
+    closeUntaken(worker)
     // A message to a worker that has just died: its exit says all there is to say.
     worker.on('error', (error) => this.#logger.debug({ err: error }, 'a worker could not be told'))
     worker.on('message', (message: FromWorker) => {

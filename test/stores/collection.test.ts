@@ -41,8 +41,13 @@ async function newStores(t: Test): Promise<Stores> {
   await prepareFsBlobStore(root)
   prepareSqlite(join(root, 'boathouse.db'))
   const stores = await openStores(root)
-  t.teardown(() => stores.metadata.close())
+  t.teardown(() => closeStores(stores))
   return stores
+}
+
+async function closeStores({ metadata, blobs }: Stores): Promise<void> {
+  await metadata.close()
+  await blobs.close()
 }
 
 let count = 0
@@ -380,7 +385,7 @@ t.test(
 t.test('one collector at a time, in one process or several stores of it', async (t) => {
   const stores = await newStores(t)
   const second = await openStores(stores.root)
-  t.teardown(() => second.metadata.close())
+  t.teardown(() => closeStores(second))
   t.equal(await stores.collection.startCollection(), true, 'the first')
   t.equal(await stores.collection.startCollection(), false, 'not twice')
   t.equal(await second.collection.startCollection(), false, 'nor another')
