@@ -1,4 +1,4 @@
-import { writeFileSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import {
@@ -96,6 +96,21 @@ t.test('start: a port that is taken, and a folder that cannot be made, are told 
     }
   }
   await first.stop()
+})
+
+t.test('start: a lock that cannot be opened is told in a sentence that says what to do', async (t) => {
+  const data = scratchDir(t)
+  mkdirSync(join(data, 'server.lock'))
+  const { code, stdout, stderr } = await runServerCommand([
+    'serve',
+    '--listen',
+    '127.0.0.1:0',
+    '--data',
+    data,
+  ])
+  t.ok(code !== 0 && code !== null, `exit code ${code}`)
+  t.equal(stdout, '')
+  t.match(stderr, /^A file of the index, or a lock, could not be used \(.*\): see to the disk, .*\.\n$/)
 })
 
 t.test('start: --version and --help answer and end', async (t) => {
