@@ -6,7 +6,7 @@ const step = 16 * 1024 * 1024
 
 /** The refusal of what would exceed a quota. Docker shows a 403 at once, with its sentence (protocol MF-15). */
 export function overQuota({ pattern, limit, used }: QuotaUse): RegistryError {
-  const numbers = `${used} of ${limit} bytes are used`
+  const numbers = `${used} of ${limit} bytes are used or on their way`
   return new RegistryError(
     'DENIED',
     `quota ${pattern} is exhausted: ${numbers}, and this does not fit; delete images or raise the quota, then push again`,
