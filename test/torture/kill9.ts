@@ -14,6 +14,8 @@ Starts the server, lets clients push, retag and delete, kills it with SIGKILL at
 again and checks that nothing acknowledged was lost: round after round, on the same data folder.
 
   --rounds N       rounds (default 100)
+  --fresh N        a fresh data folder, and the next seed, after each N rounds: what lies in a folder is looked at in
+                   every round, so that rounds get slower (default: one folder for all)
   --seed N         repeats the choices of a run; every run prints its seed
   --clients N      clients that work at once (default 8)
   --workers N      worker processes of the server (default: 1 to 3, another number in each round)
@@ -29,6 +31,8 @@ interface CommandLine extends Omit<RunOptions, 'folder' | 'data' | 'disk'> {
   readonly dir: string
   /** Whether the first violation ends the run. */
   readonly bail: boolean
+  /** Rounds on one data folder. */
+  readonly fresh: number
   readonly powerCut: Filesystem | undefined
 }
 
@@ -39,6 +43,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
     options: {
       help: { type: 'boolean', default: false },
       rounds: { type: 'string', default: '100' },
+      fresh: { type: 'string' },
       seed: { type: 'string', default: String(randomInt(1, 2 ** 31)) },
       clients: { type: 'string', default: '8' },
       workers: { type: 'string' },
@@ -52,6 +57,7 @@ function parseCommandLine(args: readonly string[]): CommandLine {
   return {
     help: values.help,
     rounds: readWhole('rounds', values.rounds),
+    fresh: readWhole('fresh', values.fresh ?? values.rounds),
     seed: readWhole('seed', values.seed),
     clients: readWhole('clients', values.clients),
     workers: values.workers === undefined ? undefined : readWhole('workers', values.workers),
@@ -72,18 +78,51 @@ function median(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
 }
 
+/** What came of the rounds on one data folder. */
+interface Result {
+  readonly done: number
+  /** Rounds with a violation. */
+  readonly failed: number
+  readonly acknowledged: number
+  readonly violations: number
+}
+
 /** @returns whether all is well */
-async function torture({ dir, powerCut, bail, ...options }: CommandLine): Promise<boolean> {
+async function torture(options: CommandLine): Promise<boolean> {
+  const { rounds, fresh, seed, powerCut, bail } = options
   const obstacle = powerCut && noPowerCuts(powerCut)
   if (obstacle !== undefined) {
     console.log(`power cuts: skipped: ${obstacle}`)
     return true
   }
+  const results: Result[] = []
+  const sum = (field: keyof Result) => results.reduce((total, result) => total + result[field], 0)
+  for (let begun = 0; begun < rounds && !(bail && sum('failed') > 0); begun += fresh) {
+    const count = Math.min(fresh, rounds - begun)
+    results.push(await tortureFolder(options, seed + results.length, count))
+  }
+  const done = sum('done')
+  const failed = sum('failed')
+  if (results.length > 1) {
+    const seeds = `seeds ${seed} to ${seed + results.length - 1}`
+    const counts = `rounds ${done}, acknowledged ${sum('acknowledged')}, violations ${sum('violations')}`
+    console.log(`kill9: ${seeds}: ${counts}`)
+  }
+  console.log(`${done - failed} passed, ${failed} failed`)
+  return sum('violations') === 0 && done === rounds
+}
+
+/** Rounds on a data folder of their own, which is kept when something was violated. */
+async function tortureFolder(
+  { dir, powerCut, bail, ...options }: CommandLine,
+  seed: number,
+  rounds: number,
+): Promise<Result> {
   const disk = powerCut && new Disk(powerCut)
   const folder = mkdtempSync(join(dir, 'boathouse-kill9-'))
   const isTerminal = process.stdout.isTTY
-  console.log(`kill9: seed ${options.seed}${powerCut === undefined ? '' : `, power cuts on ${powerCut}`}`)
-  const run = new Run({ ...options, folder, data: join(disk?.root ?? folder, 'data'), disk })
+  console.log(`kill9: seed ${seed}${powerCut === undefined ? '' : `, power cuts on ${powerCut}`}`)
+  const run = new Run({ ...options, seed, rounds, folder, data: join(disk?.root ?? folder, 'data'), disk })
   let failed = 0
   for await (const { round, violations, line } of run.rounds()) {
     if (violations.length > 0) failed++
@@ -100,11 +139,11 @@ async function torture({ dir, powerCut, bail, ...options }: CommandLine): Promis
     // Without any sync the power cut has taken the folder itself.
     if (disk !== undefined && existsSync(join(disk.root, 'data')))
       cpSync(join(disk.root, 'data'), join(folder, 'data'), { recursive: true })
-    console.log(`kill9: replay with --seed ${options.seed}; the data folder is kept in ${folder}`)
+    console.log(`kill9: replay with --seed ${seed} --rounds ${rounds}; the data folder is kept in ${folder}`)
   }
+  disk?.remove()
   console.log(`kill9: rounds ${done}, acknowledged ${acknowledged}, violations ${violations}`)
-  console.log(`${done - failed} passed, ${failed} failed`)
-  return violations === 0 && done === options.rounds
+  return { done, failed, acknowledged, violations }
 }
 
 for (const [signal, code] of [

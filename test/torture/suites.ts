@@ -25,7 +25,7 @@ export const suites: readonly Suite[] = [
     about: 'SIGKILL at any moment of pushes, retags and deletes',
     file: 'torture/kill9.js',
     quick: ['--rounds', '25'],
-    full: ['--rounds', '250'],
+    full: ['--rounds', '1000', '--fresh', '75'],
     pieces: 4,
   },
   {
@@ -33,7 +33,7 @@ export const suites: readonly Suite[] = [
     about: 'the power of an ext4 disk fails (root)',
     file: 'torture/kill9.js',
     quick: ['--rounds', '25', '--power-cut', 'ext4'],
-    full: ['--rounds', '250', '--power-cut', 'ext4'],
+    full: ['--rounds', '1000', '--fresh', '75', '--power-cut', 'ext4'],
     pieces: 4,
   },
   {
@@ -41,7 +41,7 @@ export const suites: readonly Suite[] = [
     about: 'the same on xfs (root, xfsprogs)',
     file: 'torture/kill9.js',
     quick: ['--rounds', '10', '--power-cut', 'xfs'],
-    full: ['--rounds', '100', '--power-cut', 'xfs'],
+    full: ['--rounds', '200', '--fresh', '75', '--power-cut', 'xfs'],
     pieces: 2,
   },
   {
@@ -49,7 +49,7 @@ export const suites: readonly Suite[] = [
     about: 'the same on btrfs, where the kernel can (root, btrfs-progs)',
     file: 'torture/kill9.js',
     quick: ['--rounds', '10', '--power-cut', 'btrfs'],
-    full: ['--rounds', '100', '--power-cut', 'btrfs'],
+    full: ['--rounds', '200', '--fresh', '75', '--power-cut', 'btrfs'],
     pieces: 2,
   },
   {
