@@ -35,7 +35,11 @@ async function useOf(server: Server, pattern: string): Promise<Use> {
 function isOver(t: Test, reply: Reply, pattern: string, what: string) {
   t.equal(reply.status, 403, `${what}: ${reply.text}`)
   t.equal(reply.code, 'DENIED', what)
-  t.match(reply.errors[0]?.message, /^quota \S+ is exhausted: \d+ of \d+ bytes are used or on their way, .*push again$/, what)
+  t.match(
+    reply.errors[0]?.message,
+    /^quota \S+ is exhausted: \d+ of \d+ bytes are used or on their way, .*push again$/,
+    what,
+  )
   t.match(reply.errors[0]?.detail, { quota: pattern, limit: Number, used: Number }, what)
 }
 
