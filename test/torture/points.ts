@@ -33,7 +33,7 @@ export function describePoint({ role, call, path, nth }: Point): string {
 /** Names that are others each time a process does the same, or a server does it with other bytes. */
 const randomNames = {
   process: /[0-9a-f]{8}-[0-9a-f]{4}-|\/snapshots\/|\/damaged\/|\/quarantine\//,
-  requests: /[0-9a-f]{8}-[0-9a-f]{4}-|\/blobs\//,
+  requests: /[0-9a-f]{8}-[0-9a-f]{4}-|\/blobs\/|\/uploads\/fill-/,
 }
 
 /** Calls that are about the scene's files. */
