@@ -1,4 +1,5 @@
 import Database from 'better-sqlite3'
+import { errorCode } from './errors.js'
 
 /** The WAL-reset bug is fixed from here on (reliability R55). */
 const oldestSqlite = [3, 51, 3] as const
@@ -32,6 +33,42 @@ export function openDatabase(path: string, role: 'reader' | 'writer'): Database.
     db.close()
     throw error
   }
+}
+
+/**
+ * Opens a database to be read. An index that is not in WAL mode yet, a new one or one that was restored, may have been cut
+ * off in the middle of a change: then the change is undone first, as whoever opens it for writing would.
+ * @throws the database's error; SQLITE_CANTOPEN where there is none
+ */
+export function openForReading(path: string): Database.Database {
+  try {
+    return openReadOnly(path)
+  } catch (error) {
+    if (errorCode(error) !== 'SQLITE_READONLY_ROLLBACK') throw error
+  }
+  const db = new Database(path, { fileMustExist: true, timeout: busyTimeout })
+  try {
+    readSomething(db)
+  } finally {
+    db.close()
+  }
+  return openReadOnly(path)
+}
+
+function openReadOnly(path: string): Database.Database {
+  const db = new Database(path, { readonly: true, fileMustExist: true, timeout: busyTimeout })
+  try {
+    readSomething(db)
+    return db
+  } catch (error) {
+    db.close()
+    throw error
+  }
+}
+
+/** A database is looked at when it is read first. */
+function readSomething(db: Database.Database): void {
+  db.pragma('schema_version')
 }
 
 /**

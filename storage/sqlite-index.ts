@@ -1,6 +1,7 @@
 import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import { isIndexDamage } from './errors.js'
+import { openForReading } from './sqlite-connection.js'
 
 /** Faults that are told of one index: one page can have many, and one is enough to know. */
 const mostFaults = 20
@@ -14,7 +15,7 @@ const mostFaults = 20
 export function findIndexFaults(path: string, how: 'quick' | 'thorough'): string[] {
   let db: Database.Database | undefined
   try {
-    db = new Database(path, { readonly: true, fileMustExist: true, timeout: 5000 })
+    db = openForReading(path)
     const check = how === 'quick' ? 'quick_check' : 'integrity_check'
     const rows = db.pragma(`${check}(${mostFaults})`) as readonly Readonly<Record<string, unknown>>[]
     return rows.map((row) => String(row[check])).filter((text) => text !== 'ok')
@@ -82,7 +83,7 @@ export interface IndexCopy {
 
 /** Opens a copy of an index for reading. @throws the database's error */
 export function openIndexCopy(path: string): IndexCopy {
-  const db = new Database(path, { readonly: true, fileMustExist: true })
+  const db = openForReading(path)
   const needed = "state = 'live' AND damage IS NULL"
   const blobs = db.prepare<[number, number], NamedBlob>(
     "SELECT id, digest, size, damage FROM blob WHERE id > ? AND state = 'live' ORDER BY id LIMIT ?",

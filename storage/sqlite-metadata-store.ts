@@ -1,5 +1,6 @@
+import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
-import Database from 'better-sqlite3'
+import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
@@ -24,7 +25,7 @@ import type { MirrorStore } from './mirror-store.js'
 import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
-import { openDatabase } from './sqlite-connection.js'
+import { openDatabase, openForReading } from './sqlite-connection.js'
 import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { SqliteQuotaStore } from './sqlite-quota-store.js'
@@ -51,13 +52,13 @@ export function prepareSqlite(path: string): void {
   }
 }
 
-/** The schema version of a database, undefined where there is none; changes nothing. @throws when it is no database */
+/** The schema version of a database, undefined where there is none. @throws when it is no database */
 export function readSchemaVersion(path: string): number | undefined {
-  let db: Database.Database
+  let db: Database
   try {
-    db = new Database(path, { readonly: true, fileMustExist: true })
+    db = openForReading(path)
   } catch (error) {
-    if (errorCode(error) === 'SQLITE_CANTOPEN') return undefined
+    if (errorCode(error) === 'SQLITE_CANTOPEN' && !existsSync(path)) return undefined
     throw error
   }
   try {
@@ -109,7 +110,7 @@ const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
   JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
 const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
 
-function prepareQueries(db: Database.Database) {
+function prepareQueries(db: Database) {
   return {
     blobSize: db
       .prepare<[string, string], number>(
@@ -191,11 +192,11 @@ function prepareQueries(db: Database.Database) {
 /** See {@link MetadataStore} for what each method promises. */
 class SqliteMetadataStore implements MetadataStore {
   readonly #path: string
-  readonly #db: Database.Database
+  readonly #db: Database
   readonly #queries: ReturnType<typeof prepareQueries>
   readonly #writer: Writer
 
-  constructor(path: string, db: Database.Database, writer: Writer) {
+  constructor(path: string, db: Database, writer: Writer) {
     this.#path = path
     this.#db = db
     this.#queries = prepareQueries(db)

@@ -1,4 +1,5 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import {
@@ -111,6 +112,31 @@ t.test('start: a lock that cannot be opened is told in a sentence that says what
   t.ok(code !== 0 && code !== null, `exit code ${code}`)
   t.equal(stdout, '')
   t.match(stderr, /^A file of the index, or a lock, could not be used \(.*\): see to the disk, .*\.\n$/)
+})
+
+/** What dies in the middle of a change of a database, when part of it is in the file and may not stay there. */
+const dieInTheMiddle = `
+  import Database from 'better-sqlite3'
+  const db = new Database(process.argv[1])
+  db.pragma('journal_mode = DELETE')
+  db.pragma('cache_size = 1')
+  db.exec('BEGIN; DELETE FROM tag; CREATE TABLE half (bytes)')
+  db.prepare('INSERT INTO half WITH RECURSIVE n (i) AS (SELECT 1 UNION SELECT i + 1 FROM n WHERE i < 500) SELECT randomblob(3000) FROM n').run()
+  process.kill(process.pid, 'SIGKILL')
+`
+
+t.test('R59: an index whose change was cut off before it had a log is made whole by the start', async (t) => {
+  const first = await startServer(t)
+  const manifest = image()
+  await push(first, 'cut/off', 'x', manifest)
+  await first.stop()
+  const database = join(first.data, 'boathouse.db')
+  const died = spawnSync(process.execPath, ['--input-type=module', '-e', dieInTheMiddle, database])
+  t.equal(died.signal, 'SIGKILL', died.stderr.toString())
+  t.ok(statSync(`${database}-journal`).size > 512, 'there is something to undo')
+  const second = await startServer(t, { data: first.data })
+  t.equal((await second.request('GET', '/v2/cut/off/manifests/x')).status, 200)
+  await second.stop()
 })
 
 t.test('start: --version and --help answer and end', async (t) => {

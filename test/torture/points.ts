@@ -66,6 +66,10 @@ export function pointsOf(
   for (const call of calls) {
     const role = roles.get(call.thread)
     const path = pathOf(call)
+    // What is to happen to a call is counted from where its thread has told its name, and waits.
+    if (call.name === 'write' && path === `${scene.root}/threads`) {
+      for (const key of counts.keys()) if (key.startsWith(`${role} `)) counts.delete(key)
+    }
     const total = count(`${role} ${call.name}`)
     const onPath = count(`${role} ${call.name} ${path}`)
     if (!relevant.has(call)) continue

@@ -1,6 +1,7 @@
-import { existsSync, rmSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { exitCodes } from '../../src/commands/exit-codes.js'
 import type { Call } from '../stores/trace.js'
 import { readMetric } from './check-served.js'
 import { inject, type Point, pointsOf, record } from './points.js'
@@ -8,7 +9,7 @@ import type { ProcessOperation } from './process-operations.js'
 import type { Ended, Scene } from './scene.js'
 import { StartError } from './server.js'
 import { pathOf, Threads } from './strace.js'
-import { injectionOf, type Mode } from './sweep-modes.js'
+import { injectionOf, isWrite, type Mode } from './sweep-modes.js'
 import { Wire } from './wire.js'
 
 /** Milliseconds for which a server that has started may still be at it. */
@@ -22,6 +23,8 @@ interface Outcome {
   readonly kind: 'done' | 'refused' | 'killed'
   /** What it said. */
   readonly said: string
+  /** The code with which a server that had started ended by itself. */
+  readonly ended?: number
 }
 
 /** Runs the command, or starts the server and lets it run. */
@@ -45,7 +48,11 @@ async function perform(
   try {
     let deadline = performance.now() + workPatience
     while (!(await isDone(operation, scene, wire, begin))) {
-      if (!(await scene.isAlive())) return { kind: 'killed', said: '' }
+      if (!(await scene.isAlive())) {
+        const ended = await scene.gone()
+        const said = readFileSync(scene.log, 'utf8').slice(logged)
+        return ended === null ? { kind: 'killed', said } : { kind: 'refused', said, ended }
+      }
       if (performance.now() > deadline)
         return { kind: 'refused', said: 'the server runs, but it was not done' }
       // A server that complains has given it up, or is about to be done.
@@ -133,7 +140,7 @@ export async function tryProcess(
     await scene.gone()
   } else {
     if (hit === undefined) return false
-    await judgeFault(scene, hit, { ...outcome, role: point.role })
+    await judgeFault(scene, hit, { ...outcome, role: point.role, mode })
   }
   await lookAt(operation, scene)
   if (outcome.kind === 'done' && operation.isOnce === true) await finish(operation, scene)
@@ -145,7 +152,7 @@ export async function tryProcess(
 async function judgeFault(
   scene: Scene,
   hit: Call,
-  { kind, said, role }: Outcome & { readonly role: string },
+  { kind, said, ended, role, mode }: Outcome & { readonly role: string; readonly mode: Mode },
 ): Promise<void> {
   if (kind === 'killed') scene.report(`the process was ended by a signal: ${said}`)
   if (kind === 'refused' && /\n\s+at /.test(said))
@@ -153,14 +160,32 @@ async function judgeFault(
   if (kind === 'refused' && said.trim() === '') scene.report('it failed without a word')
   // A log that cannot be folded back into the index when it is closed stays where it is.
   const isIndex = pathOf(hit)?.startsWith(join(scene.data, 'boathouse.db')) === true
+  if (ended !== undefined && !mayEnd({ ended, isIndex, mode, call: hit.name }))
+    scene.report(`the server ended with ${ended}`)
   // SQLite does not look at what came of syncing the folder of a new log; Boathouse syncs it itself, in the pool.
-  const isOfSqlite = role !== 'pool' && pathOf(hit) === scene.data
+  const folders = [scene.data, join(scene.data, 'snapshots')]
+  const isOfSqlite = role !== 'pool' && folders.includes(pathOf(hit) ?? '')
   if (kind === 'done' && hit.name.endsWith('sync') && !isIndex && !isOfSqlite) {
     scene.report(`R52 ${hit.name} failed, and all was called well`)
   }
   if (scene.server === undefined) return
   scene.server.stop()
   await scene.gone()
+}
+
+/** A server ends by itself when its index cannot be written, and never for want of room. */
+function mayEnd({
+  ended,
+  isIndex,
+  mode,
+  call,
+}: {
+  readonly ended: number
+  readonly isIndex: boolean
+  readonly mode: Mode
+  readonly call: string
+}): boolean {
+  return ended === exitCodes.indexUnwritable && isIndex && !(mode === 'ENOSPC' && isWrite(call))
 }
 
 async function lookAt(operation: ProcessOperation, scene: Scene): Promise<void> {
