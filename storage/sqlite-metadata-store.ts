@@ -1,6 +1,5 @@
-import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
-import type { Database } from 'better-sqlite3'
+import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
 import type { AccessStore } from './access-store.js'
@@ -54,13 +53,13 @@ export function prepareSqlite(path: string): void {
 
 /** The schema version of a database, undefined where there is none. @throws when it is no database */
 export function readSchemaVersion(path: string): number | undefined {
-  let db: Database
   try {
-    db = openForReading(path)
+    new Database(path, { readonly: true, fileMustExist: true }).close()
   } catch (error) {
-    if (errorCode(error) === 'SQLITE_CANTOPEN' && !existsSync(path)) return undefined
+    if (errorCode(error) === 'SQLITE_CANTOPEN') return undefined
     throw error
   }
+  const db = openForReading(path)
   try {
     return Number(db.pragma('user_version', { simple: true }))
   } finally {
@@ -110,7 +109,7 @@ const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
   JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
 const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
 
-function prepareQueries(db: Database) {
+function prepareQueries(db: Database.Database) {
   return {
     blobSize: db
       .prepare<[string, string], number>(
@@ -192,11 +191,11 @@ function prepareQueries(db: Database) {
 /** See {@link MetadataStore} for what each method promises. */
 class SqliteMetadataStore implements MetadataStore {
   readonly #path: string
-  readonly #db: Database
+  readonly #db: Database.Database
   readonly #queries: ReturnType<typeof prepareQueries>
   readonly #writer: Writer
 
-  constructor(path: string, db: Database, writer: Writer) {
+  constructor(path: string, db: Database.Database, writer: Writer) {
     this.#path = path
     this.#db = db
     this.#queries = prepareQueries(db)
