@@ -46,7 +46,7 @@ export class DataFolderInUseError extends Error {
 /** What a command finds where a data folder should be. */
 export type FolderState = 'ready' | 'missing' | 'older' | 'newer'
 
-/** Whether commands can work on a data folder; changes nothing. */
+/** Whether commands can work on a data folder. Changes nothing, but for undoing a change of its index that was cut off. */
 export function inspectDataFolder(root: string): FolderState {
   const version = readSchemaVersion(dataPaths(root).database)
   if (version === undefined) return 'missing'
