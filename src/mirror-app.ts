@@ -86,7 +86,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     metadata: stores.metadata,
     store,
     mirrors,
-    sharing: new Sharing(store, newHolder),
+    sharing: new Sharing(store, newHolder, () => stores.metadata.check()),
     parse: manifestOptions.parse,
     pulls: manifestOptions.pulls,
     immutableTags: manifestOptions.immutableTags,

@@ -200,7 +200,7 @@ export interface MetadataStore {
     progress: { readonly offset: number; readonly digest: Digest | undefined },
     now: number,
   ): Promise<boolean>
-  /** Gives the turn back, with nothing changed. */
+  /** Gives the turn back, with nothing changed: now, or where the index cannot be written, as soon as it can. */
   releaseTurn(id: string, holder: string): Promise<void>
   /**
    * Gives back every turn and lease whose holder begins with this text: those holders are dead. Those of syncs have a

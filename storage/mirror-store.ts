@@ -135,6 +135,7 @@ export interface MirrorStore {
    * {@link MetadataStore.releaseTurns}). False while another holder has it.
    */
   takeLease(key: string, holder: string): Promise<boolean>
+  /** Gives it back: now, or where the index cannot be written, as soon as it can. */
   releaseLease(key: string, holder: string): Promise<void>
 
   /**

@@ -88,6 +88,15 @@ export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>(
   'releaseLease',
 ])
 
+/**
+ * Operations that give back what others wait for: where that cannot be written now, it is done as soon as it can. They
+ * name their holder, so they may come late, and more than once.
+ */
+export const releasingOperations: ReadonlySet<string> = new Set<keyof Operations>([
+  'releaseTurn',
+  'releaseLease',
+])
+
 export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)

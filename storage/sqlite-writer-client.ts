@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads'
 import { RegistryError } from '../src/oci/errors.js'
 import { errorCode, IndexDamagedError, isFull, isIndexDamage, toStorageError } from './errors.js'
-import { freeingOperations, type Operations } from './sqlite-operations.js'
+import { freeingOperations, type Operations, releasingOperations } from './sqlite-operations.js'
 import type { WriteReply, WriteRequest } from './sqlite-writer.js'
 
 /** Operations that are committed together at the most. */
@@ -9,6 +9,10 @@ const largestBatch = 128
 
 /** Operations that may wait for the writer; more are refused (503), so that memory stays bounded. */
 const longestQueue = 10_000
+
+/** Releases that may wait until they can be written, and milliseconds between two tries. */
+const mostOwed = 10_000
+const owedPause = 500
 
 /** After these the database's state is in doubt: no further write is tried on it (reliability R52). */
 const poisonous = /^SQLITE_(?:IOERR(?!_SHMSIZE)|CORRUPT|NOTADB)/
@@ -40,6 +44,9 @@ export class Writer {
   readonly #freeSome: () => Promise<boolean>
   #queue: Waiting[] = []
   #inFlight: Waiting[] = []
+  /** Releases that could not be written. */
+  #owed: WriteRequest[] = []
+  #owedTimer: NodeJS.Timeout | undefined
   #dead: Error | undefined
   #idle: (() => void) | undefined
   #isClosing = false
@@ -73,20 +80,24 @@ export class Writer {
   ): Promise<ReturnType<Operations[Name]>> {
     return new Promise((resolve, reject) => {
       if (this.#dead !== undefined) return reject(toStorageError(this.#dead))
+      const waiting = { request: { operation, args }, resolve: resolve as (value: unknown) => void, reject }
       if (this.#queue.length >= longestQueue) {
-        return reject(new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 }))
+        const busy = new RegistryError('UNAVAILABLE', 'too much to write at once', { retryAfter: 1 })
+        return this.#refuse(waiting, busy)
       }
-      this.#enqueue({
-        request: { operation, args },
-        resolve: resolve as (value: unknown) => void,
-        reject,
-      })
+      // With the releases before it, or it would find taken what nobody holds any more.
+      this.#enqueue(...this.#takeOwed(), waiting)
     })
   }
 
-  #enqueue(waiting: Waiting): void {
-    this.#queue.push(waiting)
+  #enqueue(...waiting: readonly Waiting[]): void {
+    this.#queue.push(...waiting)
     this.#flush()
+  }
+
+  #takeOwed(): Waiting[] {
+    const nothing = () => undefined
+    return this.#owed.splice(0).map((request) => ({ request, resolve: nothing, reject: nothing }))
   }
 
   #flush(): void {
@@ -105,12 +116,12 @@ export class Writer {
     for (const [at, waiting] of settled.entries()) {
       const reply = replies[at]
       if (reply?.ok === true) waiting.resolve(reply.value)
-      else this.#refuse(waiting, reply)
+      else this.#fail(waiting, reply)
     }
     this.#flush()
   }
 
-  #refuse(waiting: Waiting, reply: WriteReply | undefined): void {
+  #fail(waiting: Waiting, reply: WriteReply | undefined): void {
     const error = Object.assign(new Error(reply?.ok === false ? reply.message : 'no reply'), {
       code: reply?.ok === false ? reply.code : '',
     })
@@ -118,15 +129,30 @@ export class Writer {
       void this.#tryAgain(waiting, error)
       return
     }
-    waiting.reject(toStorageError(error))
+    this.#refuse(waiting, error)
     if (poisonous.test(errorCode(error))) this.#die(error)
+  }
+
+  /** A release is not refused, it is done later: what is never given back would be waited for until a restart. */
+  #refuse({ request, resolve, reject }: Waiting, error: Error): void {
+    const isOwed = releasingOperations.has(request.operation) && this.#owed.length < mostOwed
+    if (!isOwed || this.#dead !== undefined) {
+      reject(toStorageError(error))
+      return
+    }
+    this.#owed.push(request)
+    this.#owedTimer ??= setTimeout(() => {
+      this.#owedTimer = undefined
+      if (this.#dead === undefined && !this.#isClosing) this.#enqueue(...this.#takeOwed())
+    }, owedPause).unref()
+    resolve(undefined)
   }
 
   /** A full disk must not keep anybody from making room on it. */
   async #tryAgain(waiting: Waiting, error: Error): Promise<void> {
     const isFreed = await this.#freeSome().catch(() => false)
     if (isFreed && this.#dead === undefined && !this.#isClosing) this.#enqueue(waiting)
-    else waiting.reject(toStorageError(error))
+    else this.#refuse(waiting, error)
   }
 
   /** What a failed read means; one that met damage ends all writing. */

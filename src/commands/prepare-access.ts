@@ -6,14 +6,17 @@ import { dataPaths } from '../../storage/data-folder.js'
 import { KeyStore } from '../../storage/key-store.js'
 import { Passwords } from '../auth/passwords.js'
 
-/** Makes what logins need: a signing key, and the first admin where the configuration names a password. */
-export async function prepareAccess(config: Config, access: AccessStore, logger: Logger): Promise<void> {
+/**
+ * Makes what logins need: a signing key, and the first admin where the configuration names a password.
+ * @returns whether anybody can log in
+ */
+export async function prepareAccess(config: Config, access: AccessStore, logger: Logger): Promise<boolean> {
   await new KeyStore(dataPaths(config.data).keys).prepare(Date.now())
   const { passwordFile } = config.admin
   if (passwordFile !== undefined) await addAdmin(access, passwordFile, logger)
-  if ((await access.countUsers()) === 0) {
-    logger.warn('there are no users, so nobody can log in: type "boathouse user add NAME --admin"')
-  }
+  if ((await access.countUsers()) > 0) return true
+  logger.warn('there are no users, so nobody can log in: type "boathouse user add NAME --admin"')
+  return false
 }
 
 async function addAdmin(access: AccessStore, passwordFile: string, logger: Logger): Promise<void> {

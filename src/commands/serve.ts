@@ -40,6 +40,8 @@ interface Server {
 interface Primary {
   readonly folder: DataFolder
   readonly stores: Stores
+  /** Whether anybody can push: where logins are wanted, there may be nobody yet who could. */
+  readonly isOpen: boolean
 }
 
 /**
@@ -59,7 +61,7 @@ export async function serve(config: Config): Promise<number> {
         })
   try {
     primary = await takePrimary(config, logger)
-    const { folder, stores } = primary
+    const { folder, stores, isOpen } = primary
     const stopCheck = await checkAfterCrash(stores, config, logger, (error) => endAtOnce(error, logger))
     const stopExpiry = startExpiry(createUploads(config, stores, 'primary'), config, logger)
     const server = await startServer(config, pool, logger)
@@ -69,7 +71,7 @@ export async function serve(config: Config): Promise<number> {
     const stopRetaining = startRetaining(createRetention(config, stores), stores.tags, config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     const stopWatching = watchDisk(stores, config, logger)
-    announce(config, server.address)
+    announce(config, server.address, isOpen)
     await stopSignal(logger)
     await server.stop()
     await stopWatching()
@@ -96,15 +98,16 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
   const folder = await takeDataFolder(config.data)
   if (folder.warning !== undefined) logger.warn(folder.warning)
   const stores = await openStores(config, (error) => endAtOnce(error, logger))
+  let isOpen = true
   if (authMode(config) === 'token') {
     const { prepareAccess } = await import('./prepare-access.js')
-    await prepareAccess(config, stores.access, logger)
+    isOpen = await prepareAccess(config, stores.access, logger)
   }
   await stores.quotas.setQuotas(config.quotas)
   // Nobody else serves this folder: whoever held a turn is dead, but for a sync that may be at work.
   await stores.metadata.releaseTurns('')
   await stores.mirrors.releaseDeadSync()
-  return { folder, stores }
+  return { folder, stores, isOpen }
 }
 
 function createVerifying(config: Config, stores: Stores, logger: Logger) {
@@ -142,15 +145,18 @@ async function releaseTurns(stores: Stores | undefined, holder: string, logger: 
 }
 
 /** The three lines that a person who starts the registry wants to see. */
-function announce(config: Config, address: Server['address']): void {
+function announce(config: Config, address: Server['address'], isOpen: boolean): void {
   const scheme = config.tls === undefined ? 'http' : 'https'
   const host = address.host.includes(':') ? `[${address.host}]` : address.host
   const name = host === '0.0.0.0' || host === '[::]' || host === '127.0.0.1' ? 'localhost' : host
   const image = `${name}:${address.port}/hello:1`
+  const next = isOpen
+    ? `Push a first image: docker tag IMAGE ${image} && docker push ${image}`
+    : 'Add the first user: boathouse user add NAME --admin'
   process.stdout.write(
     `Boathouse ${version} is listening on ${scheme}://${host}:${address.port}\n` +
       `Data is in ${config.data}\n` +
-      `Push a first image: docker tag IMAGE ${image} && docker push ${image}\n`,
+      `${next}\n`,
   )
 }
 

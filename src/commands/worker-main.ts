@@ -1,3 +1,4 @@
+import cluster from 'node:cluster'
 import type { Config } from '../../config/schema.js'
 import type { MetricsText } from '../app.js'
 import { shareMetrics } from '../http/metrics.js'
@@ -58,6 +59,8 @@ process.on('message', (message: ToWorker) => {
       break
   }
 })
+// What cannot be said to a primary that has just died is no failure: the end of the channel follows, and is ours.
+cluster.worker?.on('error', () => undefined)
 process.on('SIGINT', () => undefined) // a terminal sends it to all: the primary tells us
 process.on('SIGTERM', () => void stop?.())
 shareMetrics()

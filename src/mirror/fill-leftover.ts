@@ -14,6 +14,11 @@ export async function dropLeftover(
   const holder = newHolder()
   const fill = { id, mirror, repository, digest, owner: fillOwner, algorithm: algorithmOf(digest) }
   if (typeof (await mirrors.takeFill(fill, holder, Date.now())) === 'string') return
-  await blobs.discard(id)
-  await metadata.removeUpload(id, holder)
+  try {
+    await blobs.discard(id)
+    await metadata.removeUpload(id, holder)
+  } catch (error) {
+    await metadata.releaseTurn(id, holder)
+    throw error
+  }
 }

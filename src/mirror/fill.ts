@@ -7,6 +7,7 @@ import { RegistryError } from '../oci/errors.js'
 import { dropLeftover, fillOwner } from './fill-leftover.js'
 import { isShort, storedBytes, whileRoom, without } from './fill-pieces.js'
 import type { FillContext, FillTask } from './fill-task.js'
+import { Standstill } from './standstill.js'
 import { type UpstreamBlob, UpstreamError } from './upstream.js'
 
 /** Milliseconds between two looks at what another worker has written. */
@@ -40,6 +41,7 @@ export class Fill {
   readonly #context: FillContext
   readonly #abort = new AbortController()
   readonly #waiting = new Set<() => void>()
+  readonly #standstill: Standstill
   #bytes: Copier | undefined
   #readers = 0
   #telling: NodeJS.Timeout | undefined
@@ -56,6 +58,7 @@ export class Fill {
   constructor(task: FillTask, context: FillContext) {
     this.#task = task
     this.#context = context
+    this.#standstill = new Standstill(() => context.metadata.check())
     this.ended = this.#run()
   }
 
@@ -165,6 +168,7 @@ export class Fill {
   #learnStored(stored: number): void {
     if (stored === this.#stored) return
     this.#stored = stored
+    this.#standstill.moved()
     if (this.#waiting.size <= fewReaders) this.#tell()
     else this.#telling ??= setTimeout(() => this.#tell(), crowdInterval)
   }
@@ -231,6 +235,7 @@ export class Fill {
         reader ??= await this.#context.blobs.openUpload(this.#task.id)
         if (reader !== undefined) this.#learnStored(await reader.currentSize())
         if (this.#abort.signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
+        await this.#standstill.look()
         await delay(followInterval)
       }
     } finally {
@@ -366,16 +371,18 @@ export class Fill {
     const { id } = this.#task
     const isWrong = error instanceof UpstreamError && error.failure === 'invalid'
     const isLost = error instanceof RegistryError
+    // The failure itself is the one to report.
     try {
-      if (!isWrong && !isLost && !isEmpty) await metadata.releaseTurn(id, holder)
-      else {
+      if (isWrong || isLost || isEmpty) {
         // With the turn still in hand: the next try must not find these bytes, nor lose its own.
         await blobs.discard(id)
         await metadata.removeUpload(id, holder)
+        return
       }
     } catch {
-      // The failure itself is the one to report. A turn that stays taken is given back at the next start.
+      // What stays of it goes with the next try.
     }
+    await metadata.releaseTurn(id, holder).catch(() => undefined)
   }
 
   #wrong(how: string): UpstreamError {

@@ -14,10 +14,6 @@ import { overQuota, QuotaRoom } from './quotas.js'
 /** How long a request waits for an upload's turn, in milliseconds, before it is refused. */
 const turnPatience = 10_000
 
-/** Turns that wait for room on the disk to be given back, and milliseconds between two tries. */
-const mostUnreleased = 1000
-const releasePause = 250
-
 /** Said to whoever pushes a blob for which its last bytes are being removed longer than that. */
 const stillGoing = 'garbage collection is removing an older copy of this blob: try again'
 
@@ -71,7 +67,6 @@ export class UploadService {
   readonly #blobs: BlobStore
   readonly #metadata: MetadataStore
   readonly #options: UploadOptions
-  #unreleased = 0
 
   constructor(
     stores: { readonly blobs: BlobStore; readonly metadata: MetadataStore },
@@ -230,27 +225,9 @@ export class UploadService {
   /** An upload whose bytes are lost is over; every other one waits for the client's next try. */
   async #afterFailure(id: string, holder: string, error: unknown): Promise<void> {
     const isLost = error instanceof RegistryError && error.kind === 'BLOB_UPLOAD_UNKNOWN'
-    try {
-      if (isLost) await this.#drop(id, holder)
-      else await this.#metadata.releaseTurn(id, holder)
-    } catch {
-      // The step's own failure is the one to report.
-      void this.#releaseLater(id, holder)
-    }
-  }
-
-  /** A disk that is full to its last byte does not even let a turn go: that is done when it has room again. */
-  async #releaseLater(id: string, holder: string): Promise<void> {
-    if (this.#unreleased >= mostUnreleased) return // given back at the next start
-    this.#unreleased++
-    for (let isReleased = false; !isReleased; ) {
-      await delay(releasePause, undefined, { ref: false })
-      isReleased = await this.#metadata.releaseTurn(id, holder).then(
-        () => true,
-        (error) => !(error instanceof RegistryError && error.kind === 'STORAGE_FULL'),
-      )
-    }
-    this.#unreleased--
+    // The step's own failure is the one to report.
+    const isDropped = isLost && (await this.#drop(id, holder).then(done, failed))
+    if (!isDropped) await this.#metadata.releaseTurn(id, holder).catch(failed)
   }
 
   async #takeTurn(key: UploadKey, holder: string, finishing: Digest | undefined): Promise<Upload> {
@@ -346,6 +323,9 @@ function checkRange(upload: Upload, { range, length }: Chunk): void {
     )
   }
 }
+
+const done = () => true
+const failed = () => false
 
 /** For bodies without a length the range is compared when they have arrived; too much or too little is undone. */
 function checkLength(upload: Upload, { range }: Chunk, size: number): void {

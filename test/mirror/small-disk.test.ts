@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { lstatSync, statfsSync } from 'node:fs'
+import { lstatSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { pool } from '../auth/fixture.js'
@@ -54,6 +54,16 @@ function heldBytes(server: Server): number {
     return filesBelow(path).map((file) => join(path, file))
   })
   return files.reduce((sum, file) => sum + (lstatSync(file, { throwIfNoEntry: false })?.size ?? 0), 0)
+}
+
+/** Adds pieces of so many bytes to a file until the disk refuses. */
+function writeUntilFull(path: string, bytes: number): void {
+  const piece = randomBytes(bytes)
+  try {
+    for (;;) writeFileSync(path, piece, { flag: 'a' })
+  } catch {
+    // It is full.
+  }
 }
 
 /** The extremes while something goes on. */
@@ -205,3 +215,44 @@ t.test('what was fetched from an upstream makes room for what is pushed', { skip
   await server.stop()
   execFileSync('rm', ['-rf', server.data])
 })
+
+t.test(
+  'a disk without a free byte keeps nobody waiting, now or when there is room again',
+  { skip },
+  async (t) => {
+    const { upstream, server } = await startSmall(t, 'full', {}, { disk: { floor: '0B', reserve: '0B' } })
+    const images = addImages(upstream, 8)
+    const filler = join(folder, 'filler')
+    // The disk is full as soon as the upstream is asked: what was taken for that cannot be given back.
+    let isFilling = true
+    upstream.fault = () => {
+      if (!isFilling) return undefined
+      return ({ send, reply }) => {
+        for (let bytes = mebibyte; bytes >= 1; bytes = Math.floor(bytes / 2)) writeUntilFull(filler, bytes)
+        send(reply)
+      }
+    }
+    const paths = images.flatMap(({ name, layers }) => [
+      `/v2/docker.io/${name}/manifests/latest`,
+      `/v2/docker.io/${name}/blobs/${digest(layers[1] ?? Buffer.of())}`,
+    ])
+    const pull = (path: string) => server.request('GET', path, { fresh: true, unchecked: true })
+    const refused = new Set<string>()
+    for (const path of paths) {
+      // Each on a connection of its own: other workers wait for the one that was first.
+      const replies = await Promise.all([pull(path), pull(path), pull(path)])
+      for (const { status } of replies) {
+        t.ok([200, 507].includes(status), `${status} on a full disk`)
+        if (status === 507) refused.add(path)
+      }
+      const again = await pull(path)
+      t.ok([200, 507].includes(again.status), `${again.status} on the disk that is still full`)
+      rmSync(filler, { force: true })
+    }
+    t.ok(refused.size > paths.length / 2, `${refused.size} of ${paths.length} were refused`)
+    isFilling = false
+    for (const path of paths) t.equal((await pull(path)).status, 200, 'with room it is served')
+    await server.stop()
+    execFileSync('rm', ['-rf', server.data])
+  },
+)

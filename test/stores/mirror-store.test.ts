@@ -1,14 +1,19 @@
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { digestOf } from '../../src/oci/digest.js'
+import { RegistryError } from '../../src/oci/errors.js'
 import { parseRepositoryName } from '../../src/oci/reference.js'
 import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
-import { scratchDir } from '../harness.js'
+import { eventually, scratchDir } from '../harness.js'
+import { mountSmallDisk, noMounting } from './processes.js'
 
 /*
  * What outlives a server, and what does not: the turns and leases of syncs, and what several processes say of mirrors.
  */
 
+const mebibyte = 1024 * 1024
+const cannotMount = noMounting() ?? false
 const repository = parseRepositoryName('docker.io/library/app')
 const digest = digestOf(Buffer.from('content'))
 const counts = { hits: 1, misses: 2, bytesFetched: 3, bytesSaved: 4 }
@@ -23,6 +28,16 @@ async function openTwice(t: Test) {
     return { metadata, mirrors }
   }
   return [await open(), await open()] as const
+}
+
+/** Adds pieces of so many bytes to a file until the disk refuses. */
+function writeUntilFull(path: string, bytes: number): void {
+  const piece = Buffer.alloc(bytes)
+  try {
+    for (;;) writeFileSync(path, piece, { flag: 'a' })
+  } catch {
+    // It is full.
+  }
 }
 
 const fillOf = (id: string) => ({
@@ -65,6 +80,42 @@ t.test('what a sync that died held is free for who asks next', async (t) => {
   t.equal(await server.mirrors.startSync(), true)
   t.match(await server.mirrors.findFill('fill-2'), { isHeld: false }, 'nor is it left to the next sync')
 })
+
+t.test(
+  'what a full disk keeps from being given back is given back with room',
+  { skip: cannotMount },
+  async (t) => {
+    const disk = mountSmallDisk(t, 8)
+    const path = join(disk, 'boathouse.db')
+    prepareSqlite(path)
+    const open = async () => {
+      const stores = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
+      t.teardown(() => stores.metadata.close())
+      return stores
+    }
+    const [one, two] = [await open(), await open()]
+    await one.mirrors.takeFill(fillOf('fill-1'), 'worker-1:1', 1000)
+    t.equal(await one.mirrors.takeLease('tag', 'worker-1:1'), true)
+    const filler = join(disk, 'filler')
+    for (let bytes = mebibyte; bytes >= 1; bytes = Math.floor(bytes / 2)) writeUntilFull(filler, bytes)
+    // What room the log has left within itself is used up.
+    let used = 0
+    while (await one.mirrors.takeLease(`other-${used}`, 'worker-1:1').catch(() => false)) used++
+
+    await one.mirrors.releaseLease('tag', 'worker-1:1')
+    await one.metadata.releaseTurn('fill-1', 'worker-1:1')
+    const full = new RegistryError('STORAGE_FULL')
+    await t.rejects(one.mirrors.takeLease('tag', 'worker-1:2'), full, 'nobody is told that another has it')
+    await t.rejects(one.mirrors.takeFill(fillOf('fill-1'), 'worker-1:2', 1000), full)
+    t.match(await two.mirrors.findFill('fill-1'), { isHeld: true }, 'it is not given back yet')
+
+    rmSync(filler)
+    t.equal(await one.mirrors.takeLease('tag', 'worker-1:2'), true, 'with room it can be had at once')
+    await eventually('the other process to get the turn', async () => {
+      return typeof (await two.mirrors.takeFill(fillOf('fill-1'), 'worker-2:1', 1000)) === 'object'
+    })
+  },
+)
 
 t.test('of what processes say of an upstream the newest counts, and counts add up', async (t) => {
   const [one, two] = await openTwice(t)

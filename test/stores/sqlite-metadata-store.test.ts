@@ -319,7 +319,7 @@ t.test('the queue has an end: what is too much is refused at once, the rest is d
   let refused = 0
   const asked = 10_500
   const tries = Array.from({ length: asked }, async (_, number) => {
-    const how = await refusalOf(store.releaseTurn(`${number}`, 'nobody'))
+    const how = await refusalOf(store.removeUpload(`${number}`, 'nobody'))
     if (how === 'UNAVAILABLE') refused++
     return how
   })

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import type { Call } from '../stores/trace.js'
 import type { Scene } from './scene.js'
 import { mutatingCalls, pathOf, type Threads, watch } from './strace.js'
@@ -106,7 +107,7 @@ export async function inject(
   isOver?: () => boolean,
 ): Promise<Injection> {
   const id = await threads.find(point.role, isOver)
-  if (id === undefined) return { end: async () => ({ hit: undefined, after: [] }) }
+  if (id === undefined) return { end: async () => ({ hit: undefined, after: [], isTorn: false }) }
   const watched = await watch({
     id,
     log: `${scene.root}/threads.inject`,
@@ -122,15 +123,29 @@ export async function inject(
       const at = calls.findIndex(({ result }) => result.includes('(INJECTED)') || /^\??$/.test(result))
       const hit = calls[at]
       const isRelevant = hit !== undefined && relevantCalls(scene, [hit]).length > 0
-      return { hit: isRelevant ? hit : undefined, after: at < 0 ? [] : calls.slice(at + 1) }
+      const isTorn = isLasting && isCutOff(readFileSync(`${scene.root}/threads.inject`, 'utf8'))
+      return { hit: isRelevant ? hit : undefined, after: at < 0 ? [] : calls.slice(at + 1), isTorn }
     },
   }
 }
 
+/** Whether the last call of a log was cut off by its end, or is one that is to be followed by another. */
+function isCutOff(log: string): boolean {
+  const last = log.trimEnd().split('\n').at(-1) ?? ''
+  return last.includes('<detached') || /boathouse\.db(?:-wal)?>.*\(INJECTED\)$/.test(last)
+}
+
 /** Something that is about to happen to a call. */
 export interface Injection {
-  /** To be called when all is over. Tells the call that it happened to, and those of the thread after it. */
-  end(): Promise<{ readonly hit: Call | undefined; readonly after: readonly Call[] }>
+  /**
+   * To be called when all is over. Tells the call that it happened to, and those of the thread after it; and whether
+   * something that was to last ended between a failed write of the index and the look at why it failed.
+   */
+  end(): Promise<{
+    readonly hit: Call | undefined
+    readonly after: readonly Call[]
+    readonly isTorn: boolean
+  }>
 }
 
 /** Records all that a process does from now on. */

@@ -118,14 +118,24 @@ export class Series {
     const outcome = await tryIt(this.#operation, scene, variant, false)
     const isAlive = await scene.isAlive()
     if (isAlive) await settle(scene)
-    const { hit, after } = await injection.end()
+    const { hit, after, isTorn } = await injection.end()
     scene.trouble = 'none'
     if (hit === undefined) return false
+    if (isTorn) return this.#beginAnew(variant)
     if (this.#mode !== 'kill') this.#judgeFault(hit, { outcome: isAlive ? outcome : 'dead', after })
     if (!(await scene.isAlive())) await this.#restart(point)
     await tryIt(this.#operation, scene, variant, true)
     if (this.#operation.isMirror !== true) await scene.checkServed()
     return true
+  }
+
+  /** A quota that ended in the middle of a failure looks like a failing disk, and proves nothing. */
+  async #beginAnew(variant: number): Promise<false> {
+    this.#scene.server?.killAll()
+    await this.#scene.gone()
+    this.#threads = await startTraced(this.#scene, this.#operation)
+    await tryIt(this.#operation, this.#scene, variant, true)
+    return false
   }
 
   /** R52: a failed sync is neither an acknowledgement nor tried again. */

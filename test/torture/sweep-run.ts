@@ -13,8 +13,8 @@ import { pointsOfRequests, Series } from './sweep-requests.js'
 /** Calls that are tried on one data folder before a fresh one takes over. */
 const seriesLength = 15
 
-/** Times that a call is looked for. */
-const mostTries = 3
+/** Times that a call is looked for, and how far from where it was, when it is known by its number alone. */
+const shifts = [0, 0, 1, -1, 2, -2]
 
 /** How a sweep is done. */
 export interface SweepOptions {
@@ -124,10 +124,13 @@ export class Sweep {
   /** Tries calls, each until it is met. */
   async #tryPart(operation: Operation, mode: Mode, part: readonly Numbered[], counts: Counts): Promise<void> {
     let left = part
-    for (let tries = 1; tries <= mostTries && left.length > 0; tries++) {
-      left = isProcess(operation)
-        ? await this.#tryProcess(operation, mode, left, counts)
-        : await this.#trySeries(operation, mode, left, counts)
+    for (const shift of shifts) {
+      if (left.length === 0) break
+      const wanted = left.map((one) => shifted(one, shift))
+      const missed = isProcess(operation)
+        ? await this.#tryProcess(operation, mode, wanted, counts)
+        : await this.#trySeries(operation, mode, wanted, counts)
+      left = left.filter(({ at }) => missed.some((one) => one.at === at))
     }
     counts.missed += left.length
     for (const { at, point } of left) {
@@ -242,4 +245,10 @@ export class Sweep {
     }
     return template.copyTo(join(folder, `scene-${++this.#scenes}`))
   }
+}
+
+/** Other calls than those of the operation come between, of which there is not always the same number. */
+function shifted(one: Numbered, shift: number): Numbered {
+  const { at, point } = one
+  return point.path === undefined ? { at, point: { ...point, nth: Math.max(1, point.nth + shift) } } : one
 }
