@@ -6,6 +6,7 @@ import { algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import { dropLeftover, fillOwner } from './fill-leftover.js'
 import { isShort, storedBytes, whileRoom, without } from './fill-pieces.js'
+import { FillProgress } from './fill-progress.js'
 import type { FillContext, FillTask } from './fill-task.js'
 import { Standstill } from './standstill.js'
 import { type UpstreamBlob, UpstreamError } from './upstream.js'
@@ -23,16 +24,6 @@ const looksPerCheck = 10
 const mostFruitless = 3
 
 /**
- * Readers that hear of every write. A crowd hears of several at once, in milliseconds: each write would cost a read
- * and a write for every one of them.
- */
-const fewReaders = 4
-const crowdInterval = 40
-
-/** Bytes that are not shown to anybody before the whole blob has been found right: no wrong blob is ever complete. */
-const heldBack = 1
-
-/**
  * One blob on its way from upstream into the store. The worker that holds the upload's turn fetches it; the
  * others follow what it writes. It goes on when those who asked for it leave.
  */
@@ -40,18 +31,12 @@ export class Fill {
   readonly #task: FillTask
   readonly #context: FillContext
   readonly #abort = new AbortController()
-  readonly #waiting = new Set<() => void>()
+  readonly #progress = new FillProgress(() => this.#wrong('named two sizes'))
   readonly #standstill: Standstill
   #bytes: Copier | undefined
   #readers = 0
-  #telling: NodeJS.Timeout | undefined
-  #size: number | undefined
   /** Bytes that it may have, where the upstream does not say how many it has. */
   #limit: number | undefined
-  #stored = 0
-  /** Whether all bytes have come and have the digest: from then on they may be shown, durable or not. */
-  #isRight = false
-  #outcome: { readonly error: Error | undefined } | undefined
   /** Resolves when it has ended, well or not. */
   readonly ended: Promise<void>
 
@@ -73,40 +58,36 @@ export class Fill {
   }
 
   #closeUnread(): void {
-    if (this.#readers > 0 || this.#outcome === undefined) return
+    if (this.#readers > 0 || !this.#progress.isEnded) return
     void this.#bytes?.close().catch(() => undefined)
     this.#bytes = undefined
   }
 
   /** Bytes of the blob, as soon as they are known. @throws what ended the fill before */
-  async size(): Promise<number> {
-    for (;;) {
-      if (this.#size !== undefined) return this.#size
-      if (this.#outcome?.error !== undefined) throw this.#outcome.error
-      await this.#change()
-    }
+  size(): Promise<number> {
+    return this.#progress.size()
   }
 
   /** The same, if it is known by now. */
   get knownSize(): number | undefined {
-    return this.#size
+    return this.#progress.knownSize
   }
 
   /** Bytes that are stored by now, those of earlier tries included. */
   get storedBytes(): number {
-    return this.#stored
+    return this.#progress.storedBytes
   }
 
   /** Resolves when the blob is stored. @throws what ended the fill */
   async stored(): Promise<void> {
     await this.ended
-    if (this.#outcome?.error !== undefined) throw this.#outcome.error
+    const { failure } = this.#progress
+    if (failure !== undefined) throw failure
   }
 
   /** Resolves when the bytes have been found right. @throws what ended the fill */
-  async right(): Promise<void> {
-    while (!this.#isRight && this.#outcome === undefined) await this.#change()
-    if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
+  right(): Promise<void> {
+    return this.#progress.right()
   }
 
   /**
@@ -114,19 +95,8 @@ export class Fill {
    * @returns how many may be shown
    * @throws what ended the fill
    */
-  async reached(position: number): Promise<number> {
-    for (;;) {
-      if (!this.#isRight && this.#outcome?.error !== undefined) throw this.#outcome.error
-      const shown = this.#shown()
-      if (shown > position || this.#outcome !== undefined) return shown
-      await this.#change()
-    }
-  }
-
-  #shown(): number {
-    if (this.#outcome !== undefined) return this.#size ?? this.#stored
-    if (this.#size === undefined) return 0
-    return this.#isRight ? this.#size : Math.min(this.#stored, this.#size - heldBack)
+  reached(position: number): Promise<number> {
+    return this.#progress.reached(position)
   }
 
   /** Opens the bytes that are there, be it as an upload or as a blob; the caller closes them. */
@@ -146,46 +116,16 @@ export class Fill {
     this.#abort.abort()
   }
 
-  #change(): Promise<void> {
-    return new Promise((resolve) => this.#waiting.add(resolve))
-  }
-
-  #tell(): void {
-    clearTimeout(this.#telling)
-    this.#telling = undefined
-    const waiting = [...this.#waiting]
-    this.#waiting.clear()
-    for (const resolve of waiting) resolve()
-  }
-
-  /** @throws UpstreamError when clients were told another size: what they got would look complete and be wrong */
-  #learnSize(size: number): void {
-    if (this.#size !== undefined && this.#size !== size) throw this.#wrong('named two sizes')
-    this.#size = size
-    this.#tell()
-  }
-
   #learnStored(stored: number): void {
-    if (stored === this.#stored) return
-    this.#stored = stored
-    this.#standstill.moved()
-    if (this.#waiting.size <= fewReaders) this.#tell()
-    else this.#telling ??= setTimeout(() => this.#tell(), crowdInterval)
-  }
-
-  #learnRight(): void {
-    this.#isRight = true
-    this.#tell()
+    if (this.#progress.learnStored(stored)) this.#standstill.moved()
   }
 
   async #run(): Promise<void> {
-    try {
-      await this.#fetch()
-      this.#outcome = { error: undefined }
-    } catch (error) {
-      this.#outcome = { error: error instanceof Error ? error : new Error(String(error)) }
-    }
-    this.#tell()
+    const failure = await this.#fetch().then(
+      () => undefined,
+      (error: unknown) => (error instanceof Error ? error : new Error(String(error))),
+    )
+    this.#progress.end(failure)
     this.#closeUnread()
   }
 
@@ -196,7 +136,7 @@ export class Fill {
       const { id, mirror, repository, digest } = this.#task
       const linked = await metadata.findBlob(repository, digest)
       if (linked !== undefined) {
-        this.#learnSize(linked)
+        this.#progress.learnSize(linked)
         return dropLeftover(this.#task, this.#context)
       }
       const holder = newHolder()
@@ -227,9 +167,10 @@ export class Fill {
     let reader: UploadReader | undefined
     try {
       for (let look = 0; ; look++) {
-        if (look % looksPerCheck === 0 || this.#size === undefined) {
+        if (look % looksPerCheck === 0 || this.#progress.knownSize === undefined) {
           const fill = await this.#context.mirrors.findFill(this.#task.id)
-          if (fill?.size !== undefined && this.#size === undefined) this.#learnSize(fill.size)
+          if (fill?.size !== undefined && this.#progress.knownSize === undefined)
+            this.#progress.learnSize(fill.size)
           if (fill?.isHeld !== true) return
         }
         reader ??= await this.#context.blobs.openUpload(this.#task.id)
@@ -299,7 +240,7 @@ export class Fill {
     const limit = source.size ?? (await this.#bound(source))
     const body = source.offset < offset ? Readable.from(without(source.body, offset)) : source.body
     try {
-      if (source.size !== undefined) this.#learnSize(source.size)
+      if (source.size !== undefined) this.#progress.learnSize(source.size)
       const appended = await whileRoom(source.body, this.#context.checkFloor, () =>
         blobs.append(id, body, {
           offset,
@@ -308,7 +249,7 @@ export class Fill {
           algorithm: upload.algorithm,
           onProgress: (stored) => this.#learnStored(stored),
           onWritten: ({ size, digest }) => {
-            if (digest === this.#task.digest && size === source.size) this.#learnRight()
+            if (digest === this.#task.digest && size === source.size) this.#progress.learnRight()
           },
         }),
       )
@@ -362,7 +303,7 @@ export class Fill {
     if (!(await metadata.finishUpload(id, holder, blob, Date.now()))) {
       throw new RegistryError('UNAVAILABLE', 'the blob could not be recorded')
     }
-    this.#learnSize(appended.size)
+    this.#progress.learnSize(appended.size)
   }
 
   /** A transfer that may go on later keeps its bytes; wrong bytes go at once, and so does one that has none. */
@@ -390,7 +331,7 @@ export class Fill {
   }
 
   #tooLong(): Error {
-    if (this.#size !== undefined) return this.#wrong('sent more bytes than it announced')
+    if (this.#progress.knownSize !== undefined) return this.#wrong('sent more bytes than it announced')
     const isOurs = this.#limit === undefined || this.#limit >= this.#context.maxBlobSize
     return isOurs
       ? new RegistryError('BLOB_TOO_LARGE')
