@@ -287,7 +287,7 @@ class FsBlobStore implements BlobStore {
     try {
       const file = await open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o640)
       try {
-        await file.write('check')
+        await file.write('check', 0)
       } finally {
         await file.close()
         await removeFile(path)

@@ -278,6 +278,22 @@ t.test('the server copies its index, and a copy brings it back', async (t) => {
   t.same(await pullsWhole(calm, 'team/app', 'later', later), [])
 })
 
+t.test('a start removes the copies of the index that are too many, also when it makes none', async (t) => {
+  const server = await startServer(t)
+  const folder = join(server.data, 'snapshots')
+  const copies = () => (existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith('.db')) : [])
+  const [newest = ''] = await eventually('a copy', () => copies().length === 1 && copies())
+  await server.stop()
+  // As a kill leaves it that came before the old ones were removed.
+  for (const day of ['01', '02', '03']) {
+    cpSync(join(folder, newest), join(folder, `index-2020-01-${day}T00-00-00-000Z.db`))
+  }
+  const again = await startServer(t, { data: server.data, config: { snapshots: { keep: 2 } } })
+  await eventually('the old ones to go', () => copies().length === 2)
+  t.strictSame(copies().sort(), ['index-2020-01-03T00-00-00-000Z.db', newest])
+  await again.stop()
+})
+
 t.test('before a migration the index is copied', async (t) => {
   const server = await startServer(t, { config: { snapshots: { keep: 0 } } })
   await server.stop()

@@ -24,8 +24,12 @@ export function startSnapshots(
   async function begin(): Promise<void> {
     const [last] = await listSnapshots(folder).catch(() => [])
     const age = last === undefined ? interval : Date.now() - last.madeAt
-    if (age >= interval || age < 0) await round()
-    else schedule(interval - age)
+    if (age >= interval || age < 0) return round()
+    schedule(interval - age)
+    // A kill before the old ones were removed has left too many, or fewer are to be kept now.
+    await removeOldSnapshots(folder, keep).catch((error: unknown) =>
+      logger.error({ err: error }, 'old copies of the index could not be removed'),
+    )
   }
 
   function schedule(pause: number): void {
