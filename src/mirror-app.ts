@@ -58,6 +58,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
     newHolder,
     floor: config.disk.floor,
     budgets: budgetsOf(config),
+    check: () => stores.metadata.check(),
     flush,
   })
   const sweeping = inBackground(options, 'mirrors could not give back space')

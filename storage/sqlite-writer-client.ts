@@ -11,7 +11,7 @@ const largestBatch = 128
 const longestQueue = 10_000
 
 /** Releases that may wait until they can be written, and milliseconds between two tries. */
-const mostOwed = 10_000
+const mostOwed = 1000
 const owedPause = 500
 
 /** After these the database's state is in doubt: no further write is tried on it (reliability R52). */

@@ -6,6 +6,7 @@ import { RegistryError } from '../oci/errors.js'
 import type { GarbageCollector } from '../registry/gc.js'
 import { steadyNow } from './breaker.js'
 import type { FillTask } from './fill-task.js'
+import { Standstill } from './standstill.js'
 
 /** The lease of whoever makes room: one at a time in the whole data folder, so that nobody evicts for another. */
 const leaseKey = 'evict'
@@ -35,6 +36,8 @@ export interface EvictionOptions {
   readonly floor: number
   /** Bytes that mirrors may hold, by their names. */
   readonly budgets: ReadonlyMap<string, number>
+  /** Throws while the index cannot be written. */
+  readonly check: () => Promise<void>
   /** Writes down what was used lately, so that it is not taken for old. */
   readonly flush: () => Promise<void>
 }
@@ -74,15 +77,19 @@ export class Eviction {
   /**
    * Waits until a fill may write `size` bytes, and notes them as announced. Fills that do not fit beside each
    * other come one after the other.
-   * @throws RegistryError STORAGE_FULL, or UNAVAILABLE when the signal says so
+   * @throws RegistryError STORAGE_FULL, or UNAVAILABLE when the signal says so; what the check throws while somebody
+   *   else makes room and does not end
    */
   async admit(task: FillTask, holder: string, size: number, signal: AbortSignal): Promise<void> {
     const limit = steadyNow() + patience
+    const standstill = new Standstill(this.#options.check)
     for (;;) {
       if (signal.aborted) throw new RegistryError('UNAVAILABLE', 'the server is stopping')
       const outcome = await this.#alone(() => this.#tryAdmit(task, holder, size))
       if (outcome === 'admitted') return
       if (outcome === 'full' && steadyNow() > limit) throw this.#full()
+      if (outcome === undefined) await standstill.look()
+      else standstill.moved()
       await delay(pause)
     }
   }
