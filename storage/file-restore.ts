@@ -1,4 +1,5 @@
-import { existsSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { createReadStream, existsSync } from 'node:fs'
 import { copyFile, link, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { dataPaths, lockDataFolder } from './data-folder.js'
@@ -15,7 +16,7 @@ export class RestoreError extends Error {
 
 /**
  * Brings a backup to an empty data folder. A server refuses the folder until it is whole; when it was interrupted the
- * same restore goes on.
+ * same restore goes on, and where it is whole and nothing has been done with it, that is found to be so.
  * @throws RestoreError, CopyStoppedError, DataFolderInUseError, or the system's error
  */
 export async function restoreBackup(backup: string, root: string, options: CopyOptions): Promise<CopyReport> {
@@ -26,7 +27,8 @@ export async function restoreBackup(backup: string, root: string, options: CopyO
     throw new RestoreError(`The index of the backup in ${backup} is damaged (${fault}).`)
   await mkdir(root, { recursive: true, mode: 0o700 })
   const paths = dataPaths(root)
-  if (!existsSync(paths.restoring) && (await readdir(root)).length > 0) {
+  const isBegun = existsSync(paths.restoring) || (await isAsBroughtBack(source, paths.database))
+  if (!isBegun && (await readdir(root)).length > 0) {
     throw new RestoreError(`${root} is not empty: name a new folder with --data.`)
   }
   await writeFile(paths.restoring, 'from a backup\n', { flush: true })
@@ -40,6 +42,22 @@ export async function restoreBackup(backup: string, root: string, options: CopyO
   } finally {
     release()
   }
+}
+
+/**
+ * Whether nothing has been done with an index since it was brought back: a restore that was interrupted in its very last
+ * steps may be repeated, too.
+ */
+async function isAsBroughtBack(source: string, database: string): Promise<boolean> {
+  if (!existsSync(database) || existsSync(`${database}-wal`)) return false
+  const [one, other] = await Promise.all([hashOf(source), hashOf(database)])
+  return one === other
+}
+
+async function hashOf(path: string): Promise<string> {
+  const hash = createHash('sha256')
+  for await (const chunk of createReadStream(path)) hash.update(chunk)
+  return hash.digest('hex')
 }
 
 async function bring(

@@ -171,6 +171,27 @@ t.test('a restore wants an empty folder and a backup; an interrupted one goes on
 })
 
 t.test(
+  'a restore that was killed in its last moment can be repeated; one that was used since cannot',
+  async (t) => {
+    const server = await startServer(t)
+    const one = image()
+    await push(server, 'team/app', 'one', one)
+    const target = join(scratchDir(t), 'backup')
+    t.equal((await runCommand(server.data, ['backup', target])).code, 0)
+    await server.stop()
+    const data = join(scratchDir(t), 'data')
+    t.equal((await runCommand(data, ['restore', target])).code, 0)
+    // All is in place, and nobody was told.
+    const again = await runCommand(data, ['restore', target])
+    t.equal(again.code, 0, again.stderr)
+    const restored = await startServer(t, { data })
+    t.equal((await restored.request('GET', '/v2/team/app/manifests/one')).status, 200)
+    await restored.stop()
+    t.match(await runCommand(data, ['restore', target]), { code: 1, stderr: /is not empty/ })
+  },
+)
+
+t.test(
   'R52: a restore to a disk that fails says so, loses no blob, and goes on',
   { skip: noTracing() ?? false },
   async (t) => {
