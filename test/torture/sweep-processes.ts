@@ -163,7 +163,7 @@ async function judgeFault(
   if (ended !== undefined && !mayEnd({ ended, isIndex, mode, call: hit.name }))
     scene.report(`the server ended with ${ended}`)
   // SQLite does not look at what came of syncing the folder of a new log; Boathouse syncs it itself, in the pool.
-  const folders = [scene.data, join(scene.data, 'snapshots')]
+  const folders = [scene.data, join(scene.data, 'snapshots'), join(scene.root, 'backup')]
   const isOfSqlite = role !== 'pool' && folders.includes(pathOf(hit) ?? '')
   if (kind === 'done' && hit.name.endsWith('sync') && !isIndex && !isOfSqlite) {
     scene.report(`R52 ${hit.name} failed, and all was called well`)
