@@ -1,4 +1,4 @@
-import { rmSync, writeFileSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { digestOf } from '../../src/oci/digest.js'
@@ -6,13 +6,12 @@ import { RegistryError } from '../../src/oci/errors.js'
 import { parseRepositoryName } from '../../src/oci/reference.js'
 import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
 import { eventually, scratchDir } from '../harness.js'
-import { mountSmallDisk, noMounting } from './processes.js'
+import { fillUp, mountSmallDisk, noMounting } from './processes.js'
 
 /*
  * What outlives a server, and what does not: the turns and leases of syncs, and what several processes say of mirrors.
  */
 
-const mebibyte = 1024 * 1024
 const cannotMount = noMounting() ?? false
 const repository = parseRepositoryName('docker.io/library/app')
 const digest = digestOf(Buffer.from('content'))
@@ -28,16 +27,6 @@ async function openTwice(t: Test) {
     return { metadata, mirrors }
   }
   return [await open(), await open()] as const
-}
-
-/** Adds pieces of so many bytes to a file until the disk refuses. */
-function writeUntilFull(path: string, bytes: number): void {
-  const piece = Buffer.alloc(bytes)
-  try {
-    for (;;) writeFileSync(path, piece, { flag: 'a' })
-  } catch {
-    // It is full.
-  }
 }
 
 const fillOf = (id: string) => ({
@@ -97,7 +86,7 @@ t.test(
     await one.mirrors.takeFill(fillOf('fill-1'), 'worker-1:1', 1000)
     t.equal(await one.mirrors.takeLease('tag', 'worker-1:1'), true)
     const filler = join(disk, 'filler')
-    for (let bytes = mebibyte; bytes >= 1; bytes = Math.floor(bytes / 2)) writeUntilFull(filler, bytes)
+    fillUp(filler)
     // What room the log has left within itself is used up.
     let used = 0
     while (await one.mirrors.takeLease(`other-${used}`, 'worker-1:1').catch(() => false)) used++

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { mkdtempSync, rmdirSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { mkdtempSync, rmdirSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -94,6 +95,18 @@ export function mountSmallDisk(t: Test, mebibytes: number): string {
   if (fault !== undefined) throw new Error(fault)
   t.teardown(() => unmount(folder))
   return folder
+}
+
+/** Makes a file that takes all the room of its disk, to the last byte. */
+export function fillUp(path: string): void {
+  for (let bytes = 1024 * 1024; bytes >= 1; bytes = Math.floor(bytes / 2)) {
+    const piece = randomBytes(bytes) // zeros would take no room where the filesystem compresses
+    try {
+      for (;;) writeFileSync(path, piece, { flag: 'a' })
+    } catch (error) {
+      if (!(error instanceof Error && 'code' in error && error.code === 'ENOSPC')) throw error
+    }
+  }
 }
 
 function mountMemory(mebibytes: number): { folder: string; fault: string | undefined } {
