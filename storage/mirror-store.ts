@@ -124,8 +124,8 @@ export interface MirrorStore {
    * as above; `condemned` while a collector removes an older copy of the blob.
    */
   takeFill(fill: NewFill, holder: string, now: number): Promise<Upload | 'busy' | 'condemned' | 'local'>
-  /** Notes how large the blob will be, for the workers that follow. */
-  noteFillSize(id: string, holder: string, size: number): Promise<void>
+  /** Notes how large the blob will be, for the workers that follow, and the room it takes; undefined takes it back. */
+  noteFillSize(id: string, holder: string, size: number | undefined): Promise<void>
   findFill(id: string): Promise<Fill | undefined>
   /** Links a blob that is stored already to a repository of the mirror. False when it is not stored. */
   linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): Promise<boolean>

@@ -56,8 +56,8 @@ export function prepareMirrorOperations(db: Database, base: Base) {
       return taken === 'unknown' ? 'busy' : taken
     },
 
-    noteFillSize(id: string, holder: string, size: number): void {
-      setSize.run(size, id, holder)
+    noteFillSize(id: string, holder: string, size: number | undefined): void {
+      setSize.run(size ?? null, id, holder)
     },
 
     linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): boolean {

@@ -55,21 +55,13 @@ export class Eviction {
 
   /** Notes a fill's size if there is room for it without evicting or waiting. @returns whether there is */
   async admitAtOnce(task: FillTask, holder: string, size: number): Promise<boolean> {
-    const { blobs, store, floor, budgets } = this.#options
-    const hasRoom = async () => {
-      const room = await store.findRoom(undefined, task.id)
-      return (await blobs.freeSpace()).bytes >= floor + size + room.announced
-    }
-    if (!(await hasRoom())) return false
+    const { store, budgets } = this.#options
+    if ((await this.#lacking(task.id, size)) > 0) return false
     const budget = budgets.get(task.mirror)
-    const note = async () => {
-      await store.noteFillSize(task.id, holder, size)
-      return true
-    }
-    if (budget === undefined) return note()
+    if (budget === undefined) return this.#noteIfRoom(task, holder, size)
     const fits = await this.#alone(async () => {
       const { held, announced, paused } = await store.findRoom(task.mirror, task.id, budget)
-      return held + announced + paused + size <= budget && note()
+      return held + announced + paused + size <= budget && this.#noteIfRoom(task, holder, size)
     })
     return fits === true
   }
@@ -158,8 +150,30 @@ export class Eviction {
   async #tryAdmit(task: FillTask, holder: string, size: number): Promise<'admitted' | 'wait' | 'full'> {
     if (!(await this.#fitsBudget(task, size))) return 'wait'
     const outcome = await this.#fitDisk(task, size)
-    if (outcome === 'admitted') await this.#options.store.noteFillSize(task.id, holder, size)
-    return outcome
+    if (outcome !== 'admitted') return outcome
+    return (await this.#noteIfRoom(task, holder, size)) ? 'admitted' : 'wait'
+  }
+
+  /**
+   * Notes the size of a fill that had room a moment ago, and takes it back when others have noted theirs meanwhile:
+   * of two that do so at once, one at least sees the other, and never do both take the same room.
+   */
+  async #noteIfRoom({ id }: FillTask, holder: string, size: number): Promise<boolean> {
+    const { store } = this.#options
+    await store.noteFillSize(id, holder, size)
+    if ((await this.#lacking(id, size)) <= 0) return true
+    await store.noteFillSize(id, holder, undefined)
+    return false
+  }
+
+  /**
+   * Bytes that the disk has too few of for a fill, at most. Others' are read first: what one of them stores
+   * meanwhile counts twice rather than not at all.
+   */
+  async #lacking(id: string, size: number): Promise<number> {
+    const { blobs, store, floor } = this.#options
+    const { announced } = await store.findRoom(undefined, id)
+    return floor + size + announced - (await blobs.freeSpace()).bytes
   }
 
   /** False while fills under way have the room. A fill that is alone may begin whatever there is. */
@@ -180,13 +194,12 @@ export class Eviction {
   async #fitDisk({ id }: FillTask, size: number): Promise<'admitted' | 'wait' | 'full'> {
     const { blobs, store, floor } = this.#options
     const room = await store.findRoom(undefined, id)
-    const lacking = async () => floor + size + room.announced - (await blobs.freeSpace()).bytes
-    const lack = await lacking()
+    const lack = floor + size + room.announced - (await blobs.freeSpace()).bytes
     if (lack <= 0) return 'admitted'
     // Nothing is evicted for what cannot fit anyway.
     if (lack - room.announced > room.held) return 'full'
     await this.#evictForFloor(lack)
-    if ((await lacking()) <= 0) return 'admitted'
+    if ((await this.#lacking(id, size)) <= 0) return 'admitted'
     return room.fills > 0 ? 'wait' : 'full'
   }
 
