@@ -1,5 +1,13 @@
+import { join } from 'node:path'
 import t from 'tap'
+import { Fill } from '../../src/mirror/fill.js'
+import { fillOwner } from '../../src/mirror/fill-leftover.js'
+import type { FillContext, FillTask } from '../../src/mirror/fill-task.js'
 import { Sharing } from '../../src/mirror/sharing.js'
+import { digestOf } from '../../src/oci/digest.js'
+import { parseRepositoryName } from '../../src/oci/reference.js'
+import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
+import { scratchDir } from '../harness.js'
 
 /*
  * Work that several workers share. What comes of it over HTTP is in mirror.test.ts and crowds.test.ts.
@@ -25,4 +33,23 @@ t.test('who waits for a worker that is slow is served by it', async (t) => {
   const sharing = new Sharing(store, () => 'me', check)
   const find = async () => (checks >= 2 ? 'what the other has found' : undefined)
   t.equal(await sharing.share('key', find, unused), 'what the other has found')
+})
+
+t.test('who follows a worker that cannot say that it has ended is told why', async (t) => {
+  const path = join(scratchDir(t), 'boathouse.db')
+  prepareSqlite(path)
+  const { metadata, mirrors } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
+  t.teardown(() => metadata.close())
+  const repository = parseRepositoryName('docker.io/library/app')
+  const task = { id: 'fill-1', mirror: 'docker.io', repository, digest: digestOf(Buffer.from('content')) }
+  await mirrors.takeFill({ ...task, owner: fillOwner, algorithm: 'sha256' }, 'worker-2:1', 1000)
+  const full = new Error('no room')
+  const context = {
+    metadata: { findBlob: metadata.findBlob.bind(metadata), check: () => Promise.reject(full) },
+    mirrors,
+    blobs: { openUpload: nothing, open: nothing },
+    newHolder: () => 'worker-1:1',
+  }
+  const fill = new Fill(task as FillTask, context as unknown as FillContext)
+  await t.rejects(fill.stored(), full)
 })
