@@ -1,4 +1,5 @@
 import type { Config } from '../config/schema.js'
+import { syncProcess } from '../storage/mirror-store.js'
 import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import type { Mender } from './registry/blob-check.js'
@@ -12,26 +13,38 @@ export interface OpenMender extends Mender {
   close(): Promise<void>
 }
 
+/** Who mends. */
+export interface MendingOptions {
+  /**
+   * The server's process; undefined for a command, which mends as a sync does (see {@link MirrorStore.startSync}): what
+   * it has taken is free when it dies, and stays its own when a server starts beside it.
+   */
+  readonly processName: string | undefined
+  /** Hears why something could not be fetched. */
+  readonly onError: (error: unknown, what: string) => void
+}
+
 /**
  * What fetches the lost bytes of mirrors again, hash-checked as everything that comes from an upstream. It is put
  * together when something is to be mended: that is seldom.
- * @param onError hears why an upstream did not help
  */
 export function createMender(
   config: Config,
   stores: Stores,
-  { processName, onError }: { processName: string; onError: (error: unknown, what: string) => void },
+  { processName, onError }: MendingOptions,
 ): OpenMender | undefined {
   if (config.mirrors.length === 0) return undefined
-  let opening: ReturnType<typeof openMirrors> | undefined
-  const mirrors = () => {
-    opening ??= openMirrors(config, stores, processName, onError)
-    return opening
+  let opened: Awaited<ReturnType<typeof openMirrors>> | undefined
+  const mirrors = async () => {
+    if (opened !== undefined) return opened
+    const isAlone = processName !== undefined || (await stores.mirrors.startSync())
+    if (!isAlone) throw new Error('a sync is at work: what clients ask for is fetched then')
+    opened = await openMirrors(config, stores, processName ?? syncProcess, onError)
+    return opened
   }
-  const attempt = async (what: string, work: () => Promise<unknown>): Promise<boolean> => {
+  const attempt = async (what: string, work: () => Promise<boolean>): Promise<boolean> => {
     try {
-      await work()
-      return true
+      return await work()
     } catch (error) {
       onError(error, `${what} could not be fetched again`)
       return false
@@ -39,21 +52,28 @@ export function createMender(
   }
   return {
     async mendBlob(repositories, digest) {
-      const { blobs } = await mirrors()
       for (const repository of repositories) {
         const what = `${digest} of ${repository}`
-        if (await attempt(what, () => blobs.prefetchBlob(repository, digest))) return true
+        const isMended = await attempt(what, async () => {
+          await (await mirrors()).blobs.prefetchBlob(repository, digest)
+          return true
+        })
+        if (isMended) return true
       }
       return false
     },
     async mendManifest(repository, digest) {
-      const { manifests, isMirrored } = await mirrors()
-      if (!isMirrored(repository)) return false
-      const what = `manifest ${digest} of ${repository}`
-      return attempt(what, () => manifests.getManifest(repository, { kind: 'digest', digest }))
+      return attempt(`manifest ${digest} of ${repository}`, async () => {
+        const { manifests, isMirrored } = await mirrors()
+        if (!isMirrored(repository)) return false
+        await manifests.getManifest(repository, { kind: 'digest', digest })
+        return true
+      })
     },
     async close() {
-      await (await opening)?.close()
+      if (opened === undefined) return
+      await opened.close()
+      if (processName === undefined) await stores.mirrors.endSync()
     },
   }
 }

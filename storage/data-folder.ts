@@ -10,8 +10,14 @@ import { findIndexFaults } from './sqlite-index.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
 
+/** What commands lock that remove bytes, or bring some, beside a server or without one. */
+const commandLocks = ['collector.lock', 'verifier.lock', 'sync.lock']
+
 /** Milliseconds that a start waits for the workers of a server that has just died. */
 const workersPatience = 10_000
+
+/** Milliseconds that a restore waits for commands: some look for a moment whether another one is alive. */
+const commandPatience = 1000
 
 /** Bytes of an index that a start reads from its first to its last page: some hundred milliseconds. */
 export const largestQuickLook = 64 * 1024 * 1024
@@ -140,18 +146,31 @@ function readVersionOfSound(database: string, size: number): number | undefined 
 }
 
 /**
- * Keeps servers away from a data folder, for as long as it is not whole.
+ * Keeps servers away from a data folder, and commands that work on what it stores, for as long as it is not whole.
  * @returns what lets them in again
  * @throws DataFolderInUseError
  */
 export function lockDataFolder(root: string): () => void {
-  const lock = lockServer(root)
+  const locks = [lockServer(root)]
+  const release = () => {
+    for (const lock of locks) lock.release()
+  }
   try {
     lockFile(dataPaths(root).workersLock, 'exclusive', workersPatience).release()
-    return () => lock.release()
+    for (const name of commandLocks) locks.push(lockCommand(root, name))
+    return release
   } catch (error) {
-    lock.release()
+    release()
     throw error instanceof LockedError ? inUse(root) : error
+  }
+}
+
+function lockCommand(root: string, name: string): Lock {
+  try {
+    return lockFile(join(root, name), 'exclusive', commandPatience)
+  } catch (error) {
+    if (!(error instanceof LockedError)) throw error
+    throw new DataFolderInUseError(`A command is at work in ${root} (it holds ${name}): wait for its end.`)
   }
 }
 

@@ -18,6 +18,7 @@ import { errorCode } from './errors.js'
 import { copyIndexTo, syncFile } from './file-snapshots.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
 import { type IndexCopy, type IndexCounts, type NamedBlob, openIndexCopy } from './sqlite-index.js'
+import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 
 /** Blobs that are looked at, or copied, together. */
 const pageSize = 500
@@ -223,9 +224,20 @@ export async function copyKeys(from: string, to: string): Promise<void> {
   })
   await mkdir(to, { recursive: true, mode: 0o700 })
   for (const name of names.filter((one) => /^\d+\.pem$/.test(one))) {
-    await writeFile(join(to, name), await readFile(join(from, name)), { mode: 0o600, flush: true })
+    const unfinished = join(to, `${name}.new`)
+    await writeFile(unfinished, await readFile(join(from, name)), { mode: 0o600, flush: true })
+    await rename(unfinished, join(to, name))
   }
   await syncDirectories([to])
+}
+
+/** Another backup to the same folder is at work. */
+export class BackupInUseError extends Error {
+  override readonly name = 'BackupInUseError'
+
+  constructor(target: string) {
+    super(`Another backup to ${target} is at work: wait for its end.`)
+  }
 }
 
 /** What a backup is told. */
@@ -246,11 +258,30 @@ export interface BackupOptions extends CopyOptions {
  *
  * Most blobs are copied while everything goes on; then collectors rest for the moment of the last index copy and what
  * came since. A backup that was interrupted is what it was before, with more bytes; the next one goes on from there.
- * @throws CopyStoppedError, IndexDamagedError, RegistryError, or the system's error
+ * @throws BackupInUseError, CopyStoppedError, IndexDamagedError, RegistryError, or the system's error
  */
 export async function makeBackup(options: BackupOptions): Promise<CopyReport> {
-  const { root, database, keys, target } = options
+  const { target } = options
   await mkdir(target, { recursive: true, mode: 0o700 })
+  const lock = lockBackup(target)
+  try {
+    return await bringUpToDate(options)
+  } finally {
+    lock.release()
+  }
+}
+
+/** Two backups to one folder would take each other's index for their own. */
+function lockBackup(target: string): Lock {
+  try {
+    return lockFile(join(target, 'backup.lock'), 'exclusive', 0)
+  } catch (error) {
+    throw error instanceof LockedError ? new BackupInUseError(target) : error
+  }
+}
+
+async function bringUpToDate(options: BackupOptions): Promise<CopyReport> {
+  const { root, database, keys, target } = options
   const index = join(target, 'boathouse.db')
   const next = join(target, 'next.db')
   await copyIndexTo(database, next)

@@ -16,7 +16,10 @@ export interface Snapshot {
 
 const namePattern = /^index-(\d{4}-\d\d-\d\dT)(\d\d)-(\d\d)-(\d\d)-(\d{3})Z(?:-before-v(\d+))?\.db$/
 
-/** The copies of the index, newest first; each was whole when it got its name. */
+/**
+ * The copies of the index, newest first; each was whole when it got its name. Those that say that they are of a time to
+ * come are last: they were made while the clock was wrong, and nobody knows how old they are.
+ */
 export async function listSnapshots(folder: string): Promise<Snapshot[]> {
   const names = await readdir(folder).catch((error: unknown) => {
     if (errorCode(error) === 'ENOENT') return []
@@ -29,7 +32,9 @@ export async function listSnapshots(folder: string): Promise<Snapshot[]> {
     const path = join(folder, name)
     return [{ name, path, madeAt, before: before === undefined ? undefined : Number(before) }]
   })
-  return found.sort((one, other) => other.madeAt - one.madeAt)
+  const now = Date.now()
+  const toCome = ({ madeAt }: Snapshot) => (madeAt > now ? 1 : 0)
+  return found.sort((one, other) => toCome(one) - toCome(other) || other.madeAt - one.madeAt)
 }
 
 /** What a snapshot is told. */

@@ -69,10 +69,21 @@ export function prepareBurial(db: Database) {
        WHERE b.digest = c.digest AND l.repository_id = c.repository_id)
      FROM manifest_child c WHERE c.manifest_id = ?`,
   )
+  // What it lists and was deleted before is needed for as long as it can be brought back itself.
+  const keepBelow = db.prepare<{ now: number; deleted: number }>(
+    `UPDATE deleted_manifest SET deleted_at = max(deleted_at, :now) WHERE id IN (
+       WITH RECURSIVE below (id) AS (
+         VALUES (:deleted)
+         UNION
+         SELECT d.id FROM below JOIN deleted_child c ON c.deleted_id = below.id AND c.role = 'manifest'
+           JOIN deleted_manifest d ON d.repository_id = c.repository_id AND d.digest = c.digest)
+       SELECT id FROM below)`,
+  )
   return function buryManifest(row: { id: number; repository: number; digest: Digest }, now: number): void {
     forget.run(row.repository, row.digest)
     const deleted = move.get(now, row.id)
     if (deleted === undefined) throw new Error('a manifest to delete is not there')
     moveEdges.run(deleted, row.id)
+    keepBelow.run({ now, deleted })
   }
 }

@@ -72,6 +72,7 @@ export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>(
   'takeTurn',
   'releaseTurn',
   'releaseTurns',
+  'releaseServerTurns',
   'removeUpload',
   'expireUploads',
   'forgetOld',

@@ -1,8 +1,12 @@
 import {
+  closeSync,
   cpSync,
   existsSync,
+  fstatSync,
   mkdirSync,
+  openSync,
   readdirSync,
+  readFileSync,
   renameSync,
   rmSync,
   statSync,
@@ -11,6 +15,8 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { listSnapshots, removeOldSnapshots } from '../storage/file-snapshots.js'
+import { lockFile } from '../storage/sqlite-lock.js'
 import { addUsers, commandsOn, did, type Run, runCommand, startCommand } from './commands.js'
 import {
   eventually,
@@ -55,6 +61,98 @@ function fileBelow(folder: string, digest: string): string {
   const hex = digest.slice('sha256:'.length)
   return join(folder, 'blobs', 'sha256', hex.slice(0, 2), hex)
 }
+
+/** Holds a lock that a command holds while it is at work. */
+function atWork(t: Test, path: string): () => void {
+  const { release } = lockFile(path, 'exclusive', 0)
+  t.teardown(release)
+  return release
+}
+
+t.test('two backups to one folder do not go on at once', async (t) => {
+  const server = await startServer(t)
+  await push(server, 'team/app', 'one', image())
+  const target = join(scratchDir(t), 'backup')
+  await succeeded(t, backUp(server, target))
+  const end = atWork(t, join(target, 'backup.lock'))
+  t.match(await backUp(server, target), {
+    code: 1,
+    stderr: /^Another backup to .* is at work: wait for its end\.\n$/,
+  })
+  end()
+  await succeeded(t, backUp(server, target))
+})
+
+t.test('a backup that is brought up to date never has half a key', async (t) => {
+  const server = await startServer(t, { config: { auth: 'token' } })
+  const target = join(scratchDir(t), 'backup')
+  await succeeded(t, backUp(server, target))
+  const [key = ''] = readdirSync(join(target, 'keys'))
+  const before = openSync(join(target, 'keys', key), 'r')
+  t.teardown(() => closeSync(before))
+  await succeeded(t, backUp(server, target))
+  t.not(fstatSync(before).ino, statSync(join(target, 'keys', key)).ino, 'a new file takes its place')
+  t.ok(
+    readFileSync(before).equals(readFileSync(join(server.data, 'keys', key))),
+    'the old one was not touched',
+  )
+})
+
+t.test('an older index waits for commands that work on what is stored, and they for it', async (t) => {
+  const server = await startServer(t)
+  await eventually(
+    'a copy',
+    () =>
+      existsSync(join(server.data, 'snapshots')) &&
+      readdirSync(join(server.data, 'snapshots')).some((name) => name.endsWith('.db')),
+  )
+  await server.stop()
+  for (const name of ['collector.lock', 'verifier.lock', 'sync.lock']) {
+    const end = atWork(t, join(server.data, name))
+    const refused = await runCommand(server.data, ['restore', '--index', '--yes'])
+    t.match(refused, { code: 1, stderr: /^A command is at work in .*: wait for its end\.\n$/ }, name)
+    end()
+  }
+  writeFileSync(join(server.data, 'restoring'), '')
+  for (const words of [
+    ['gc'],
+    ['verify'],
+    ['tag', 'list', 'team/app'],
+    ['backup', join(scratchDir(t), 'backup')],
+  ]) {
+    const refused = await runCommand(server.data, words)
+    t.match(refused, { code: 1, stderr: /^A restore into .* was interrupted: run the same/ }, words.join(' '))
+  }
+  await succeeded(t, runCommand(server.data, ['restore', '--index', '--yes', '--json']))
+  t.equal((await runCommand(server.data, ['gc'])).code, 0)
+})
+
+t.test('a copy of the index from a time to come is no newer than the others, and goes first', async (t) => {
+  const folder = scratchDir(t)
+  const day = (number: number) =>
+    new Date(Date.now() + number * 86_400_000).toISOString().replaceAll(/[:.]/g, '-')
+  const names = [400, 300, -1, -2, -3].map((number) => `index-${day(number)}.db`)
+  for (const name of names) writeFileSync(join(folder, name), '')
+  const [ahead, lessAhead, ...real] = names
+  const listed = async () => (await listSnapshots(folder)).map(({ name }) => name)
+  t.strictSame(await listed(), [...real, ahead, lessAhead])
+  await removeOldSnapshots(folder, 2)
+  t.strictSame(await listed(), real.slice(0, 2))
+})
+
+t.test('a command on a damaged index says what helps', async (t) => {
+  const server = await startServer(t)
+  await server.stop()
+  writeFileSync(
+    join(server.data, 'boathouse.db'),
+    'this is no database at all, and it is long enough'.repeat(99),
+  )
+  const refused = await runCommand(server.data, ['gc'])
+  t.match(refused, {
+    code: 1,
+    stderr: /^The index .*boathouse\.db is damaged .*"boathouse restore --index"[^\n]*\.\n$/,
+  })
+})
 
 /** A backup on another filesystem has copies; here they are made of links. */
 function unlink(target: string): void {

@@ -98,6 +98,32 @@ t.test('R63: of 10,000 blobs the 100 with a flipped bit are found, each of them 
   t.match(await verifier.verify(everything), { problems: 100, bytesNow: Number }, 'they stay known')
 })
 
+t.test('a damaged blob is noted before its bytes go: a push is asked for them at any moment', async (t) => {
+  const { data, digests } = await filled(t, 3, new Random(7))
+  const [rotten = '', lost = ''] = digests
+  rot(fileOf(data, rotten), new Random(8))
+  rmSync(fileOf(data, lost))
+  const noted: unknown[] = []
+  const verifier = await verifierOn(t, data, (blobs) => {
+    const quarantine = blobs.quarantine.bind(blobs)
+    blobs.quarantine = async (digest, ...what) => {
+      const db = new Database(dataPaths(data).database, { readonly: true })
+      noted.push(db.prepare('SELECT damage FROM blob WHERE digest = ?').pluck().get(digest))
+      db.close()
+      return digest === rotten && quarantine(digest, ...what)
+    }
+    return blobs
+  })
+  await verifier.verify(everything)
+  t.strictSame(noted.sort(), ['altered', 'missing'])
+  const db = new Database(dataPaths(data).database, { readonly: true })
+  t.teardown(() => db.close())
+  const damageOf = (digest: string) =>
+    db.prepare('SELECT damage FROM blob WHERE digest = ?').pluck().get(digest)
+  t.equal(damageOf(rotten), 'altered')
+  t.equal(damageOf(lost), null, 'what has changed since it was looked at is not damaged')
+})
+
 t.test('files that no row knows are counted and named, when they have had time to get one', async (t) => {
   const random = new Random('orphans', 1)
   const { data } = await filled(t, 20, random)

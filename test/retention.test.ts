@@ -1,7 +1,23 @@
+import { join } from 'node:path'
 import t from 'tap'
+import { digestOf } from '../src/oci/digest.js'
+import { parseRepositoryName, parseTag } from '../src/oci/reference.js'
+import { parseRepositoryPattern } from '../src/oci/repository-pattern.js'
 import { livedSince } from '../src/registry/lived-time.js'
+import { Retention } from '../src/registry/retention.js'
+import { openSqliteStores, prepareSqlite } from '../storage/sqlite-metadata-store.js'
 import { commandsOn, did, refused } from './commands.js'
-import { eventually, filesBelow, image, index, push, putManifest, startServer, tagsOf } from './harness.js'
+import {
+  eventually,
+  filesBelow,
+  image,
+  index,
+  push,
+  putManifest,
+  scratchDir,
+  startServer,
+  tagsOf,
+} from './harness.js'
 
 t.setTimeout(240_000)
 
@@ -81,6 +97,57 @@ t.test(
       60_000,
     )
     await eventually('the disk comes back', () => blobs() === 6, 60_000)
+  },
+)
+
+t.test(
+  'a tag that was restored stays for its time, of which only counts when a server ran (R60)',
+  async (t) => {
+    const day = 86_400_000
+    const now = 1_700_000_000_000
+    const path = join(scratchDir(t), 'boathouse.db')
+    prepareSqlite(path)
+    const { metadata, tags } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
+    t.teardown(() => metadata.close())
+    const repository = parseRepositoryName('team/app')
+    const bytes = Buffer.from('an image')
+    await metadata.putManifest({
+      repository,
+      digest: digestOf(bytes),
+      mediaType: 'application/vnd.oci.image.manifest.v1+json',
+      bytes,
+      children: [],
+      tags: [parseTag('v1')],
+      subject: undefined,
+      artifactType: undefined,
+      annotations: undefined,
+      sparse: true,
+      immutable: [],
+      condition: undefined,
+      user: undefined,
+      now: now - 10 * day,
+    })
+    await metadata.deleteTag(repository, parseTag('v1'), { immutable: [], now: now - day })
+    const restored = {
+      repository,
+      tag: parseTag('v1'),
+      to: 'previous' as const,
+      immutable: [],
+      user: undefined,
+      now,
+    }
+    t.match(await tags.restoreTag(restored), { outcome: 'restored' })
+    await tags.noteRunning(now - 10 * day, 20 * day)
+    await tags.noteRunning(now + 1000, 20 * day)
+    await tags.noteRunning(now + 30 * day, 20 * day)
+    const rules = [{ repositories: [parseRepositoryPattern('**')], keep: [{ tags: ['other'] }] }]
+    const keptAt = async (clock: number) => {
+      const retention = new Retention(tags, { rules, immutableTags: () => [], undo: day, clock: () => clock })
+      return (await retention.judge(repository)).map(({ isKept }) => isKept)
+    }
+    t.strictSame(await keptAt(now + 30 * day), [true], 'a month without a server is none')
+    await tags.noteRunning(now + 32 * day, 20 * day)
+    t.strictSame(await keptAt(now + 32 * day), [false], 'a day with one is')
   },
 )
 

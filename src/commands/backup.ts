@@ -2,7 +2,7 @@ import { resolve, sep } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { dataPaths } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
-import { type CopyReport, CopyStoppedError, makeBackup } from '../../storage/file-backup.js'
+import { BackupInUseError, type CopyReport, CopyStoppedError, makeBackup } from '../../storage/file-backup.js'
 import { type Command, note, parse, Refusal, say, sharedUsage, words } from './command.js'
 import { describeProgress, interruptible, showProgress } from './progress.js'
 import { type Place, withPlace } from './store.js'
@@ -70,7 +70,8 @@ async function run(place: Place, target: string): Promise<Outcome> {
     return { report, isInterrupted: false }
   } catch (error) {
     if (error instanceof CopyStoppedError) return { report: error.report, isInterrupted: true }
-    throw error instanceof IndexDamagedError ? new Refusal(error.message) : error
+    const isExpected = error instanceof IndexDamagedError || error instanceof BackupInUseError
+    throw isExpected ? new Refusal(error.message) : error
   } finally {
     progress.end()
   }

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { authMode } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
@@ -30,6 +31,9 @@ import { WorkerPool } from './worker-pool.js'
 const longestExpiryInterval = 600_000
 const shortestExpiryInterval = 500
 
+/** Milliseconds between two tries to give back what a dead worker held. */
+const releasePause = 1000
+
 /** What takes requests: the processes of a pool, or this one alone. */
 interface Server {
   readonly address: { readonly host: string; readonly port: number }
@@ -56,7 +60,7 @@ export async function serve(config: Config): Promise<number> {
     config.workers === 1
       ? undefined
       : new WorkerPool(config, logger, {
-          onDeath: (name) => void releaseTurns(primary?.stores, `${name}:`, logger),
+          onDeath: (name) => void releaseTurns(() => primary?.stores, `${name}:`, logger),
           onDamage: () => process.exit(exitCodes.indexDamaged),
         })
   try {
@@ -136,11 +140,15 @@ async function startServer(config: Config, pool: WorkerPool | undefined, logger:
   return startWorker(config, { logger, processName: 'only' })
 }
 
-async function releaseTurns(stores: Stores | undefined, holder: string, logger: Logger): Promise<void> {
-  try {
-    await stores?.metadata.releaseTurns(holder)
-  } catch (error) {
-    logger.error({ err: error }, 'turns could not be given back')
+/** Gives back what a dead worker held, now or as soon as the index can be written: others would wait for it for ever. */
+async function releaseTurns(stores: () => Stores | undefined, holder: string, logger: Logger): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await stores()?.metadata.releaseTurns(holder)
+    } catch (error) {
+      if (tries === 0) logger.error({ err: error, holder }, 'turns could not be given back yet')
+    }
+    await delay(releasePause, undefined, { ref: false })
   }
 }
 

@@ -1,11 +1,11 @@
-import { accessSync, constants } from 'node:fs'
+import { accessSync, constants, existsSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { loadConfigFromProcess } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
 import { showName } from '../../config/words.js'
 import type { AccessStore } from '../../storage/access-store.js'
 import { dataPaths, type FolderState, inspectDataFolder } from '../../storage/data-folder.js'
-import { errorCode } from '../../storage/errors.js'
+import { errorCode, IndexDamagedError, isIndexDamage } from '../../storage/errors.js'
 import { KeyStore } from '../../storage/key-store.js'
 import { RegistryError } from '../oci/errors.js'
 import { openStores, type Stores } from '../stores.js'
@@ -71,6 +71,9 @@ function checkFolder(root: string, database: string): void {
         : `This user may not write to ${root}: run the command as the user that the server runs as.`,
     )
   }
+  if (existsSync(dataPaths(root).restoring)) {
+    throw new Refusal(`A restore into ${root} was interrupted: run the same "boathouse restore" again first.`)
+  }
   switch (stateOf(root)) {
     case 'older':
       throw new Refusal(`The data in ${root} has an older form: start this version of the server there once.`)
@@ -85,6 +88,8 @@ function stateOf(root: string): FolderState {
   try {
     return inspectDataFolder(root)
   } catch (error) {
+    if (isIndexDamage(error))
+      throw new Refusal(new IndexDamagedError(dataPaths(root).database, messageOf(error)).message)
     throw new Refusal(
       `The index in ${root} cannot be read (${messageOf(error)}): name the data folder of a Boathouse with --data.`,
     )

@@ -56,10 +56,9 @@ function readName(text: string): RepositoryName {
 }
 
 async function run(place: Place, options: VerifyOptions): Promise<VerificationReport> {
-  const processName = `command-${process.pid}`
-  const verifier = createVerifier(place.stores, processName)
+  const verifier = createVerifier(place.stores, `command-${process.pid}`)
   const mender = createMender(place.config, place.stores, {
-    processName,
+    processName: undefined,
     onError: (error, what) => note(`${what}: ${error instanceof Error ? error.message : String(error)}`),
   })
   const progress = showProgress()

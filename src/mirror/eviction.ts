@@ -233,16 +233,18 @@ export class Eviction {
       )
       const [oldest] = (await Promise.all(pages)).flat().sort((one, other) => one.usedAt - other.usedAt)
       if (oldest === undefined) return
-      freed += await this.#take(oldest.mirror, [oldest.digest])
+      const gained = await this.#take(oldest.mirror, [oldest.digest])
+      if (gained === undefined) return
+      freed += gained
     }
   }
 
-  /** @returns bytes that the disk has got back: none of what somebody else links */
-  async #take(mirror: string, digests: readonly Digest[]): Promise<number> {
+  /** @returns bytes that the disk has got back: none of what somebody else links; undefined while nothing is collected */
+  async #take(mirror: string, digests: readonly Digest[]): Promise<number | undefined> {
     const { store, collector } = this.#options
     await store.evict(mirror, digests)
     const report = await collector.collectBlobs(digests)
-    return report?.bytes ?? 0
+    return report?.bytes
   }
 
   #full(): RegistryError {

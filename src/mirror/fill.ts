@@ -193,6 +193,13 @@ export class Fill {
       offset = await storedBytes(this.#context.blobs, id)
       this.#learnStored(offset)
       if (offset > 0 && offset === (await this.#context.mirrors.findFill(id))?.size) {
+        // Whoever wrote the last of it may have died before it was synced.
+        await this.#context.blobs.append(id, undefined, {
+          offset,
+          digest: undefined,
+          limit: offset,
+          algorithm: upload.algorithm,
+        })
         await this.#finish({ size: offset, digest: undefined }, holder, true)
         return 'done'
       }

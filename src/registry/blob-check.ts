@@ -92,7 +92,8 @@ export class BlobCheck {
   }
 
   /**
-   * Bytes first, then the row: a blob whose row does not yet say that it is damaged is missing, which is refused too.
+   * The row first, then the bytes: a blob that has gone while its row says nothing would be taken for one that is there,
+   * and no client would push it again.
    * @returns false when the blob went, or came anew, since it was looked at
    */
   async #putAside(
@@ -105,9 +106,10 @@ export class BlobCheck {
     try {
       if (!(await integrity.holdBlob(digest, holder))) return false
       try {
-        if (!(await blobs.quarantine(digest, found.state, Date.now()))) return false
         await integrity.noteDamage(digest, found.outcome)
-        return true
+        if (await blobs.quarantine(digest, found.state, Date.now())) return true
+        await integrity.clearDamage(digest)
+        return false
       } finally {
         await integrity.releaseBlob(digest, holder)
       }

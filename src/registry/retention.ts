@@ -85,7 +85,7 @@ export class Retention {
     const running = await this.#tags.listRunning()
     const all = await this.#listTags(repository)
     const isRestored = ({ lastChange }: TagFacts) =>
-      lastChange?.how === 'restore' && lastChange.at > now - this.#options.undo
+      lastChange?.how === 'restore' && lastChange.at > livedSince(now, this.#options.undo, running)
     // Who brings a tag back does not want another one to go for it.
     const own = all.filter((facts) => !tiedTag.test(facts.tag) && !isRestored(facts))
     const reasons = new Map<Tag, string>()

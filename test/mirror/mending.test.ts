@@ -4,10 +4,11 @@ import { join } from 'node:path'
 import Database from 'better-sqlite3'
 import t, { type Test } from 'tap'
 import { dataPaths } from '../../storage/data-folder.js'
-import { runCommand } from '../commands.js'
+import { runCommand, startCommand } from '../commands.js'
 import { eventually, type Server, scratchDir } from '../harness.js'
 import { digest } from './fake-upstream.js'
 import { startPair } from './pair.js'
+import { holdBlob, slow } from './sync-fixture.js'
 
 t.setTimeout(120_000)
 
@@ -113,6 +114,36 @@ t.test('R63: while the upstream is away it stays lost, and comes when somebody a
     return reply.status === 200 && reply
   })
   t.ok(again.body.equals(layer))
+  t.match(await verify(t, server), { code: 0, problems: 0 })
+})
+
+t.test('a client finishes what a verification was killed over', async (t) => {
+  const { upstream, server, pull } = await startPair(t, {
+    config: { workers: 2 },
+    mirror: { idleTimeout: '20s' },
+  })
+  const layer = randomBytes(3_000_000)
+  upstream.addImage(name, 'v1', [layer])
+  await pull(`/v2/${name}/blobs/${digest(layer)}`)
+  await eventually('it is stored', async () =>
+    /^boathouse_open_uploads 0$/m.test((await server.request('GET', '/metrics')).text),
+  )
+  rmSync(fileOf(server, layer))
+  const { held } = holdBlob(upstream, layer)
+  const config = join(scratchDir(t), 'config-1.yaml')
+  const verification = startCommand([
+    'verify',
+    '--rate',
+    'unlimited',
+    '--config',
+    config,
+    '--data',
+    server.data,
+  ])
+  await eventually('it is being fetched', held, slow)
+  verification.child.kill('SIGKILL')
+  await verification.done
+  t.ok((await pull(`/v2/${name}/blobs/${digest(layer)}`)).body.equals(layer))
   t.match(await verify(t, server), { code: 0, problems: 0 })
 })
 

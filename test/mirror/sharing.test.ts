@@ -35,6 +35,37 @@ t.test('who waits for a worker that is slow is served by it', async (t) => {
   t.equal(await sharing.share('key', find, unused), 'what the other has found')
 })
 
+t.test('what another worker wrote to its end is synced before it becomes the blob', async (t) => {
+  const path = join(scratchDir(t), 'boathouse.db')
+  prepareSqlite(path)
+  const { metadata, mirrors } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
+  t.teardown(() => metadata.close())
+  const bytes = Buffer.from('content')
+  const repository = parseRepositoryName('docker.io/library/app')
+  const task = { id: 'fill-1', mirror: 'docker.io', repository, digest: digestOf(bytes) }
+  await mirrors.takeFill({ ...task, owner: fillOwner, algorithm: 'sha256' }, 'worker-2:1', 1000)
+  await mirrors.noteFillSize('fill-1', 'worker-2:1', bytes.length)
+  await metadata.releaseTurns('worker-2:')
+  const calls: string[] = []
+  const note = (call: string) => async () => void calls.push(call)
+  const reader = { currentSize: async () => bytes.length, copyTo: nothing, close: nothing }
+  const context = {
+    metadata,
+    mirrors,
+    blobs: {
+      openUpload: async () => reader,
+      append: note('append'),
+      commit: note('commit'),
+      digestUpload: async () => task.digest,
+    },
+    newHolder: () => 'worker-1:1',
+  }
+  const fill = new Fill(task as FillTask, context as unknown as FillContext)
+  await fill.stored()
+  t.strictSame(calls, ['append', 'commit'], 'an append syncs, also one of nothing')
+  t.equal(await metadata.findBlob(repository, task.digest), bytes.length)
+})
+
 t.test('who follows a worker that cannot say that it has ended is told why', async (t) => {
   const path = join(scratchDir(t), 'boathouse.db')
   prepareSqlite(path)

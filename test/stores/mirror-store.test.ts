@@ -106,6 +106,39 @@ t.test(
   },
 )
 
+t.test(
+  'what a dead worker held is given back on a full disk, too: out of the reserve',
+  { skip: cannotMount },
+  async (t) => {
+    const disk = mountSmallDisk(t, 8)
+    const path = join(disk, 'boathouse.db')
+    const filler = join(disk, 'filler')
+    let freed = 0
+    prepareSqlite(path)
+    const { metadata, mirrors } = await openSqliteStores({
+      path,
+      onFatal: (error) => t.fail(error),
+      freeSome: async () => {
+        freed++
+        rmSync(filler, { force: true })
+        return freed === 1
+      },
+    })
+    t.teardown(() => metadata.close())
+    await mirrors.takeFill(fillOf('fill-1'), 'worker-1:1', 1000)
+    fillUp(filler)
+    // What room the log has left within itself is used up, by what may not have the reserve.
+    let used = 0
+    while (freed === 0 && used < 10_000) {
+      const size = 1000 + used++
+      if ((await mirrors.noteFillSize('fill-1', 'worker-1:1', size).catch(() => 'full')) === 'full') break
+    }
+    await metadata.releaseTurns('worker-1:')
+    t.equal(freed, 1)
+    t.match(await mirrors.findFill('fill-1'), { isHeld: false })
+  },
+)
+
 t.test('of what processes say of an upstream the newest counts, and counts add up', async (t) => {
   const [one, two] = await openTwice(t)
   const say = (mirrors: typeof one.mirrors, at: number, health: object) =>

@@ -9,8 +9,11 @@ testTagStore(t, async (t) => {
   prepareSqlite(path)
   return {
     async open() {
-      const { tags, metadata } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
-      return { tags, metadata, close: () => metadata.close() }
+      const { tags, metadata, collection } = await openSqliteStores({
+        path,
+        onFatal: (error) => t.fail(error),
+      })
+      return { tags, metadata, collection, close: () => metadata.close() }
     },
   }
 })

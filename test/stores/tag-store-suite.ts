@@ -1,6 +1,7 @@
 import type { Test } from 'tap'
 import { type Digest, digestOf } from '../../src/oci/digest.js'
 import { parseReference, parseRepositoryName, parseTag } from '../../src/oci/reference.js'
+import type { CollectionStore } from '../../storage/collection-store.js'
 import type { MetadataStore, NewManifest } from '../../storage/metadata-store.js'
 import type { Restoration, TagStore } from '../../storage/tag-store.js'
 import { type NewPlace, openPlace } from './place.js'
@@ -9,6 +10,7 @@ import { type NewPlace, openPlace } from './place.js'
 export interface OpenTagStore {
   readonly tags: TagStore
   readonly metadata: MetadataStore
+  readonly collection: CollectionStore
   close(): Promise<void>
 }
 
@@ -176,6 +178,21 @@ export function testTagStore(t: Test, newPlace: NewPlace<OpenTagStore>): void {
     }
     t.match(await metadata.listReferrers(team, of('leaf'), ['application/x'], 0, 10), [{ annotations }])
     t.match(await tags.findRemains(team, of('never')), { state: 'gone' })
+  })
+
+  t.test('restore: what an index lists and was deleted before it lasts as long as it does', async (t) => {
+    const { tags, metadata, collection } = await open(t)
+    await metadata.putManifest(manifest('leaf'))
+    await metadata.putManifest(manifest('inner', { children: [entry('leaf')] }))
+    await metadata.putManifest(manifest('a', { children: [entry('inner')], tags: ['v1'] }))
+    for (const [day, text] of ['leaf', 'inner', 'a'].entries()) {
+      await metadata.deleteManifest(team, of(text), { immutable: [], now: now + day * 1000 })
+    }
+    await collection.forgetOld({ undo: now + 2000, history: 0 }, 100)
+    t.match(await tags.restoreTag(restoration()), { outcome: 'restored', digest: of('a'), revived: 3 })
+    t.equal(await at(metadata, of('leaf')), of('leaf'))
+    await metadata.deleteManifest(team, of('a'), { immutable: [], now: now + 9000 })
+    t.equal(await collection.forgetOld({ undo: now + 9001, history: 0 }, 100), 1, 'and no longer')
   })
 
   t.test('restore: what a tag points at already is made whole again', async (t) => {
