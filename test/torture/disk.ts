@@ -50,6 +50,7 @@ export function noPowerCuts(filesystem: Filesystem): string | undefined {
 /** A disk in memory with a filesystem of its own, whose power can be cut. */
 export class Disk {
   readonly #image: string
+  readonly #filesystem: Filesystem
   readonly #folder: string
   /** Where it is mounted. */
   readonly root: string
@@ -58,6 +59,7 @@ export class Disk {
 
   /** @throws when it cannot be made or mounted */
   constructor(filesystem: Filesystem) {
+    this.#filesystem = filesystem
     this.#folder = mkdtempSync(join(memory, 'boathouse-disk-'))
     this.#image = join(this.#folder, 'image')
     this.root = join(this.#folder, 'root')
@@ -88,7 +90,9 @@ export class Disk {
   #mount(): void {
     const made = execFileSync('losetup', ['--find', '--show', this.#image], { encoding: 'utf8' })
     this.#device = made.trim()
-    run('mount', this.#device, this.root)
+    // XFS would refuse the same filesystem twice, and whoever holds on to the last one has its copy of it.
+    const options = this.#filesystem === 'xfs' ? ['-o', 'nouuid'] : []
+    run('mount', ...options, this.#device, this.root)
     this.#isMounted = true
   }
 
