@@ -306,7 +306,12 @@ t.test('a data folder of another version is refused and left as it is', async (t
   db.close()
   await refused(t, run('user list'), 1, /^The index of .* cannot be opened \([^[]+\): try again\.$/m)
   writeFileSync(join(data, 'boathouse.db'), 'this is no database, however long it may be. '.repeat(100))
-  await refused(t, run('user list'), 1, /^The index in .* cannot be read \(file is not a database\)/)
+  await refused(
+    t,
+    run('user list'),
+    1,
+    /^The index .* is damaged \(file is not a database\).*restore --index/,
+  )
 })
 
 t.test(
