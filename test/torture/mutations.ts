@@ -23,7 +23,7 @@ const hunters = {
   blobStore: { file: 'stores/fs-blob-store.test.js', args: [], seconds: 120, isSeeded: false },
   interleave: { file: 'stores/interleave.test.js', args: [], seconds: 300, isSeeded: false },
   replay: { file: 'torture/replay.js', args: ['--operation', 'push', '--bound', '300'], seconds: 300 },
-  upstream: { file: 'torture/upstream.js', args: ['--rounds', '6', '--pulls', '150'], seconds: 300 },
+  upstream: { file: 'torture/upstream.js', args: ['--rounds', '20', '--pulls', '150'], seconds: 600 },
 } satisfies Record<string, Hunter>
 
 /** A text of the built product that is replaced: it must be there exactly once. */
