@@ -34,13 +34,25 @@ export function createMender(
   { processName, onError }: MendingOptions,
 ): OpenMender | undefined {
   if (config.mirrors.length === 0) return undefined
-  let opened: Awaited<ReturnType<typeof openMirrors>> | undefined
-  const mirrors = async () => {
-    if (opened !== undefined) return opened
-    const isAlone = processName !== undefined || (await stores.mirrors.startSync())
-    if (!isAlone) throw new Error('a sync is at work: what clients ask for is fetched then')
-    opened = await openMirrors(config, stores, processName ?? syncProcess, onError)
-    return opened
+  let opening: ReturnType<typeof openMirrors> | undefined
+  const open = async () => {
+    if (processName !== undefined) return openMirrors(config, stores, processName, onError)
+    if (!(await stores.mirrors.startSync())) {
+      throw new Error('a sync is at work: what clients ask for is fetched then')
+    }
+    try {
+      return await openMirrors(config, stores, syncProcess, onError)
+    } catch (error) {
+      await stores.mirrors.endSync()
+      throw error
+    }
+  }
+  const mirrors = () => {
+    opening ??= open().catch((error: unknown) => {
+      opening = undefined // a sync ends: the next one tries again
+      throw error
+    })
+    return opening
   }
   const attempt = async (what: string, work: () => Promise<boolean>): Promise<boolean> => {
     try {
@@ -71,8 +83,8 @@ export function createMender(
       })
     },
     async close() {
-      if (opened === undefined) return
-      await opened.close()
+      if (opening === undefined) return
+      await (await opening).close()
       if (processName === undefined) await stores.mirrors.endSync()
     },
   }
