@@ -284,7 +284,7 @@ export const schema = z.strictObject({
         .prefault('256MiB')
         .describe(
           'The space that stays free on the disk of the data folder: where less would be left, pushes are refused, and ' +
-            'mirrors give back what was not pulled for the longest time and keep nothing new.',
+            'mirrors give back what was not pulled for the longest time; what has no room then is refused.',
         ),
       /** Bytes. */
       reserve: size('0B', '1TiB')

@@ -68,6 +68,16 @@ export interface Copier {
   close(): Promise<void>
 }
 
+/** What a blob is from outside. */
+export interface BlobStat {
+  /** Bytes. */
+  readonly size: number
+  /** When its bytes came: milliseconds since 1970. */
+  readonly storedAt: number
+  /** Whether somebody else has these bytes on the same disk, such as a backup: to remove them gives no space back. */
+  readonly isSharedOutside: boolean
+}
+
 /** How a blob's bytes are to be looked at. */
 export interface ExamineOptions {
   /** Bytes that it should have. */
@@ -125,8 +135,8 @@ export interface BlobStore {
   readonly parts: number
   /** Blobs whose bytes lie in one part, from 0 to `parts` - 1, whoever knows of them. */
   listPart(part: number): Promise<Digest[]>
-  /** Bytes of a blob, and when they came (milliseconds since 1970); undefined when they are not there. */
-  stat(digest: Digest): Promise<{ readonly size: number; readonly storedAt: number } | undefined>
+  /** What is known of a blob without reading it; undefined when its bytes are not there. */
+  stat(digest: Digest): Promise<BlobStat | undefined>
   /** What can still be written, as the disk sees it. @throws RegistryError UNAVAILABLE */
   freeSpace(): Promise<FreeSpace>
   /** Reads a blob's bytes and compares them with its digest. @throws what `onRead` throws */

@@ -21,6 +21,7 @@ import type {
   AppendOptions,
   AppendResult,
   BlobReader,
+  BlobStat,
   BlobStore,
   Examination,
   ExamineOptions,
@@ -255,10 +256,10 @@ class FsBlobStore implements BlobStore {
     }
   }
 
-  async stat(digest: Digest): Promise<{ size: number; storedAt: number } | undefined> {
+  async stat(digest: Digest): Promise<BlobStat | undefined> {
     try {
-      const { size, mtimeMs, ctimeMs } = await lstat(this.#layout.blob(digest))
-      return { size, storedAt: Math.max(mtimeMs, ctimeMs) }
+      const { size, mtimeMs, ctimeMs, nlink } = await lstat(this.#layout.blob(digest))
+      return { size, storedAt: Math.max(mtimeMs, ctimeMs), isSharedOutside: nlink > 1 }
     } catch (error) {
       if (errorCode(error) === 'ENOENT') return undefined
       throw toStorageError(error)

@@ -87,6 +87,8 @@ export interface MirrorState extends MirrorCounts {
 
 /** A blob that a mirror holds. */
 export interface MirroredBlob {
+  /** With `usedAt`, its place in the order of use. */
+  readonly id: number
   readonly digest: Digest
   /** Bytes. */
   readonly size: number
@@ -168,8 +170,12 @@ export interface MirrorStore {
   usedBytes(mirror: string): Promise<number>
   /** What a mirror takes, or all together, one fill left out: all of it seen at one moment. */
   findRoom(mirror: string | undefined, exceptFill: string, budget?: number): Promise<MirrorRoom>
-  /** The mirror's blobs that were used longest ago. */
-  listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]>
+  /** The mirror's blobs that were used longest ago; those after one of them, if that is given, though it has gone. */
+  listLeastUsed(
+    mirror: string,
+    limit: number,
+    after?: Pick<MirroredBlob, 'id' | 'usedAt'>,
+  ): Promise<readonly MirroredBlob[]>
   /**
    * Takes these blobs out of every repository of the mirror. What nothing links then goes with the next
    * collection; what was pushed, or belongs to another mirror, stays.

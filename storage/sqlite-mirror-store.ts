@@ -71,9 +71,10 @@ function prepareQueries(db: Database.Database) {
        FROM upload u JOIN repository r ON r.name = u.repository
        WHERE r.mirror IS NOT NULL AND r.mirror = coalesce(:mirror, r.mirror) AND u.id <> :except`,
     ),
-    leastUsed: db.prepare<[string, number], MirroredBlob>(
-      `SELECT b.digest AS digest, m.size AS size, m.used_at AS usedAt FROM mirror_blob m
-       JOIN blob b ON b.id = m.blob_id WHERE m.mirror = ? ORDER BY m.used_at LIMIT ?`,
+    leastUsed: db.prepare<[{ mirror: string; usedAt: number; id: number; limit: number }], MirroredBlob>(
+      `SELECT b.id AS id, b.digest AS digest, m.size AS size, m.used_at AS usedAt FROM mirror_blob m
+       JOIN blob b ON b.id = m.blob_id WHERE m.mirror = :mirror AND (m.used_at, m.blob_id) > (:usedAt, :id)
+       ORDER BY m.used_at, m.blob_id LIMIT :limit`,
     ),
   }
 }
@@ -237,8 +238,13 @@ export class SqliteMirrorStore implements MirrorStore {
     })
   }
 
-  listLeastUsed(mirror: string, limit: number): Promise<readonly MirroredBlob[]> {
-    return this.#read((queries) => queries.leastUsed.all(mirror, limit))
+  listLeastUsed(
+    mirror: string,
+    limit: number,
+    after = { usedAt: Number.MIN_SAFE_INTEGER, id: 0 },
+  ): Promise<readonly MirroredBlob[]> {
+    const { usedAt, id } = after
+    return this.#read((queries) => queries.leastUsed.all({ mirror, usedAt, id, limit }))
   }
 
   evict(...args: Parameters<MirrorStore['evict']>): Promise<number> {

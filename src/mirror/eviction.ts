@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { BlobStore } from '../../storage/blob-store.js'
-import type { MirrorStore } from '../../storage/mirror-store.js'
+import type { MirroredBlob, MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { GarbageCollector } from '../registry/gc.js'
@@ -26,9 +26,15 @@ const patience = 2000
 /** Blobs of one mirror that are looked at together. */
 const pageSize = 50
 
+/**
+ * Milliseconds for which blobs that give no space back, because a backup has them, too, are not looked at again: a
+ * push onto a full disk does not wait until all of them were.
+ */
+const sharedFor = 10_000
+
 /** What making room works with. */
 export interface EvictionOptions {
-  readonly blobs: Pick<BlobStore, 'freeSpace'>
+  readonly blobs: Pick<BlobStore, 'freeSpace' | 'stat'>
   readonly store: MirrorStore
   readonly collector: Pick<GarbageCollector, 'collectBlobs'>
   readonly newHolder: () => string
@@ -42,12 +48,20 @@ export interface EvictionOptions {
   readonly flush: () => Promise<void>
 }
 
+/** The blobs of one mirror up to here, in the order of their use, give no space back. */
+interface Shared {
+  readonly last: MirroredBlob
+  /** Monotonic milliseconds at which they are looked at anew. */
+  readonly until: number
+}
+
 /**
  * Makes room for what mirrors fetch: within each one's budget, and above the floor of the disk. What was used
  * longest ago goes first; what was pushed here, or is another mirror's, too, stays on the disk.
  */
 export class Eviction {
   readonly #options: EvictionOptions
+  readonly #shared = new Map<string, Shared>()
 
   constructor(options: EvictionOptions) {
     this.#options = options
@@ -228,14 +242,38 @@ export class Eviction {
     let freed = 0
     while (freed < bytes) {
       const names = (await store.listStates()).map(({ name }) => name)
-      const pages = names.map(async (mirror) =>
-        (await store.listLeastUsed(mirror, pageSize)).map((blob) => ({ mirror, ...blob })),
-      )
-      const [oldest] = (await Promise.all(pages)).flat().sort((one, other) => one.usedAt - other.usedAt)
+      const firsts = await Promise.all(names.map((mirror) => this.#findGiving(mirror)))
+      const [oldest] = firsts.flat().sort((one, other) => one.usedAt - other.usedAt)
       if (oldest === undefined) return
       const gained = await this.#take(oldest.mirror, [oldest.digest])
       if (gained === undefined) return
       freed += gained
+    }
+  }
+
+  /** Of the blobs of a mirror that give space back, the one that was used longest ago; none, or that one. */
+  async #findGiving(mirror: string): Promise<({ readonly mirror: string } & MirroredBlob)[]> {
+    const { store } = this.#options
+    const known = this.#shared.get(mirror)
+    const until = known !== undefined && known.until > steadyNow() ? known.until : steadyNow() + sharedFor
+    let last = until === known?.until ? known.last : undefined
+    for (;;) {
+      const page = await store.listLeastUsed(mirror, pageSize, last)
+      for (const blob of page) {
+        if (!(await this.#isShared(blob.digest))) return [{ mirror, ...blob }]
+        last = blob
+        this.#shared.set(mirror, { last, until })
+      }
+      if (page.length < pageSize) return []
+    }
+  }
+
+  /** What cannot be looked at is taken for nobody else's. */
+  async #isShared(digest: Digest): Promise<boolean> {
+    try {
+      return (await this.#options.blobs.stat(digest))?.isSharedOutside === true
+    } catch {
+      return false
     }
   }
 

@@ -36,6 +36,7 @@ async function prepare(t: Test, budgets: readonly [string, number][] = []) {
         await disk.answer()
         return { bytes, files: 1000, allFiles: 2000 }
       },
+      stat: async () => undefined,
     },
     store: mirrors,
     collector: { collectBlobs: async () => undefined },

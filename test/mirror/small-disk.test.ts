@@ -4,6 +4,7 @@ import { lstatSync, rmSync, statfsSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { pool } from '../auth/fixture.js'
+import { runCommand } from '../commands.js'
 import {
   eventually,
   filesBelow,
@@ -206,6 +207,48 @@ t.test('what was fetched from an upstream makes room for what is pushed', { skip
   await server.stop()
   execFileSync('rm', ['-rf', server.data])
 })
+
+t.test(
+  'what a backup on the same disk has, too, is not evicted: that would free nothing',
+  { skip },
+  async (t) => {
+    const { upstream, server } = await startSmall(t, 'linked', {}, { disk: { floor: '4MiB', reserve: '0B' } })
+    const [linked, evictable] = [addImages(upstream, 12), [] as ReturnType<typeof addImages>]
+    t.strictSame(await pullAll(server, linked), [])
+    const backup = join(folder, 'backup')
+    const { code, stderr } = await runCommand(server.data, ['backup', backup])
+    t.equal(code, 0, stderr)
+    for (let n = 0; n < 12; n++) {
+      const layer = randomBytes(1_000_000)
+      upstream.addImage(`later/app${n}`, 'latest', [layer])
+      evictable.push({ name: `later/app${n}`, layers: [layer] })
+    }
+    t.strictSame(await pullAll(server, evictable), [])
+    upstream.forget()
+
+    const put = (size: number) => {
+      const { digest, bytes } = randomBlob(size)
+      const path = `/v2/own/app/blobs/uploads/?digest=${digest}`
+      return server.request('POST', path, { body: bytes, fresh: true, unchecked: true })
+    }
+    const room = freeBytes() - 4 * mebibyte
+    t.equal((await put(room + 4_000_000)).status, 201, 'what was fetched after the backup makes room')
+    const refused = await put(freeBytes() + 9_000_000)
+    t.equal(refused.status, 507, 'what the backup has makes none')
+    t.strictSame(await pullAll(server, linked), [])
+    t.equal(upstream.asked('GET', /\/blobs\//).length, 0, 'and is served from here')
+
+    const needed = freeBytes() + 2_000_000
+    rmSync(backup, { recursive: true })
+    await eventually(
+      'without the backup it makes room',
+      async () => (await put(needed)).status === 201,
+      30_000,
+    )
+    await server.stop()
+    execFileSync('rm', ['-rf', server.data])
+  },
+)
 
 t.test(
   'a disk without a free byte keeps nobody waiting, now or when there is room again',
