@@ -15,5 +15,6 @@ export function runIndexTask(task: IndexTask): Promise<string[]> {
       else reject(toStorageError(Object.assign(new Error(reply.message), { code: reply.code })))
     })
     worker.once('error', (error) => reject(toStorageError(error)))
+    worker.once('exit', () => reject(toStorageError(new Error('the thread ended without an answer'))))
   })
 }

@@ -23,6 +23,7 @@ import { startSyncing } from './mirror-syncing.js'
 import { startRetaining } from './retaining.js'
 import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
+import { type StopStep, stopInOrder } from './stopping.js'
 import { startVerifying } from './verifying.js'
 import { watchDisk } from './watching-disk.js'
 import { WorkerPool } from './worker-pool.js'
@@ -30,6 +31,9 @@ import { WorkerPool } from './worker-pool.js'
 /** Milliseconds between two rounds of expiry, at the most and at the least. */
 const longestExpiryInterval = 600_000
 const shortestExpiryInterval = 500
+
+/** Milliseconds that what is at work at a stop has to end, beyond the time that requests have. */
+const stopPatience = 60_000
 
 /** Milliseconds between two tries to give back what a dead worker held. */
 const releasePause = 1000
@@ -77,16 +81,19 @@ export async function serve(config: Config): Promise<number> {
     const stopWatching = watchDisk(stores, config, logger)
     announce(config, server.address, isOpen)
     await stopSignal(logger)
-    await server.stop()
-    await stopWatching()
-    await stopSyncing()
-    await stopSnapshots()
-    await stopRetaining()
-    await stopVerifying()
-    await stopCollecting()
-    await stopExpiry()
-    await stopCheck()
-    await stores.close()
+    const steps: StopStep[] = [
+      ['requests', () => server.stop()],
+      ['the look at the disk', stopWatching],
+      ['mirror sync', stopSyncing],
+      ['the copy of the index', stopSnapshots],
+      ['retention', stopRetaining],
+      ['verification', stopVerifying],
+      ['collection', stopCollecting],
+      ['expiry', stopExpiry],
+      ['the check of the start', stopCheck],
+      ['the index', () => stores.close()],
+    ]
+    await stopInOrder(steps, config.timeouts.shutdown + stopPatience, (name) => endLate(name, pool, logger))
     folder.release()
     logger.info('stopped')
     await flushLogger(logger)
@@ -129,6 +136,13 @@ function endAtOnce(error: Error, logger: Logger): void {
   void flushLogger(logger).then(() =>
     process.exit(isDamaged ? exitCodes.indexDamaged : exitCodes.indexUnwritable),
   )
+}
+
+/** A stop that waits for ever would be ended by whoever waits for it, without a word about why. */
+function endLate(name: string, pool: WorkerPool | undefined, logger: Logger): void {
+  logger.fatal({ waitsFor: name }, 'stopping takes too long and ends here: nothing acknowledged is lost')
+  pool?.kill()
+  void flushLogger(logger).then(() => process.exit(exitCodes.stoppedLate))
 }
 
 async function startServer(config: Config, pool: WorkerPool | undefined, logger: Logger): Promise<Server> {

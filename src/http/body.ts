@@ -66,6 +66,7 @@ export async function readBody(
   tooLarge: () => RegistryError,
 ): Promise<Buffer> {
   if (Number(body.headers['content-length'] ?? 0) > limit) throw tooLarge()
+  if (body.destroyed) throw cutOff(body.errored) // its end was told before anybody listened
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = []
     let size = 0

@@ -27,7 +27,10 @@ export class ManifestParser {
   readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<ParsedManifest> => {
     if (bytes.byteLength <= smallManifest) return parseManifest(bytes, contentType)
     this.#threads ??= startThreads()
-    const threads = await this.#threads
+    const threads = await this.#threads.catch((error: unknown) => {
+      this.#threads = undefined // there may be descriptors again for the next
+      throw new RegistryError('UNAVAILABLE', undefined, { cause: error })
+    })
     if (threads.queueSize >= longestQueue) {
       throw new RegistryError('UNAVAILABLE', 'too many large manifests at once', { retryAfter: 1 })
     }
