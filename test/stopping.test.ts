@@ -5,7 +5,7 @@ import { type StopStep, stopInOrder } from '../src/commands/stopping.js'
  * What ends at a stop, and what happens to what does not.
  */
 
-t.test('R50: a stop ends everything in order, and tells of nothing', async (t) => {
+t.test('R32: a stop ends everything in order, and tells of nothing', async (t) => {
   const ended: string[] = []
   const step = (name: string): StopStep => [
     name,
@@ -18,7 +18,7 @@ t.test('R50: a stop ends everything in order, and tells of nothing', async (t) =
   t.same(ended, ['requests', 'collection', 'index'])
 })
 
-t.test('R50: a step that does not end is named', async (t) => {
+t.test('R32: a step that does not end is named', async (t) => {
   const late = await new Promise<string>((resolve) => {
     const steps: StopStep[] = [
       ['requests', async () => undefined],

@@ -20,6 +20,7 @@ export function openBody(
   response: ServerResponse,
   idleTimeout: number,
 ): IncomingMessage {
+  if (request.destroyed) return request // nobody would tell of its end, and the timer would hold it for ever
   if (expectsContinue.delete(request)) response.writeContinue()
   const timer = setTimeout(() => {
     // A reader that holds the body back (its disk is slow) is not the client's fault.

@@ -6,7 +6,7 @@ import { password, startRegistry } from './fixture.js'
  * Clients that leave while the registry finds out who they are.
  */
 
-t.test('R50: a client that leaves before its manifest is read keeps nobody from stopping', async (t) => {
+t.test('R32: a client that leaves before its manifest is read keeps nobody from stopping', async (t) => {
   const { server, addUser } = await startRegistry(t, { config: { log: { level: 'info' } } })
   await addUser('alice', { admin: true })
   const authorization = `Authorization: Basic ${Buffer.from(`alice:${password}`).toString('base64')}`
