@@ -147,15 +147,19 @@ t.test('many pushes at once through two workers never exceed a quota together', 
 })
 
 t.test('what is deleted, collected and left behind by a killed server does not count', async (t) => {
-  const config = { quotas: ['team/*=10MB'], gc: { grace: '10ms', interval: '100ms' } }
+  const config = { quotas: ['team/*=10MB'], gc: { grace: '3s', interval: '100ms' } }
   const server = await startServer(t, { config })
   const manifest = image({ layers: [randomBlob(2_000_000)] })
   const pushed = await push(server, 'team/app', 'x', manifest)
   const path = `/v2/team/app/manifests/${pushed.header('docker-content-digest')}`
   t.equal((await server.request('DELETE', path)).status, 202)
-  await eventually('the layers do not count any more', async () => {
-    return (await useOf(server, 'team/*')).used === 0
-  })
+  await eventually(
+    'the layers do not count any more',
+    async () => {
+      return (await useOf(server, 'team/*')).used === 0
+    },
+    30_000,
+  )
 
   const location = await openUpload(server, 'team/app')
   t.equal((await server.request('PATCH', location, { body: randomBlob(5000).bytes })).status, 202)

@@ -85,7 +85,7 @@ t.test(
   async (t) => {
     const server = await startServer(t, {
       config: {
-        gc: { interval: '100ms', grace: '200ms' },
+        gc: { interval: '100ms', grace: '5s' },
         retention: { schedule: '1s', rules: [{ repositories: ['team/**'], keep: [{ newest: 2 }] }] },
       },
     })

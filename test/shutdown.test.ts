@@ -126,7 +126,7 @@ for (const how of ends) {
     for (let round = 0; round < (how === 'SIGTERM' ? 1 : 2); round++) {
       const server = await startServer(t, { data, config: { workers: 2, log: { level: 'warn' } } })
       const { tags, manifests, stop } = await load(server, 8)
-      await eventually('enough was pushed', () => manifests.size > 40 + round * 20)
+      await eventually('enough was pushed', () => manifests.size > 40 + round * 20, 60_000)
       const exit = await end(server, how)
       await stop()
       if (how === 'SIGTERM') t.same(exit, { code: 0, signal: null })

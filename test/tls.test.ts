@@ -143,11 +143,7 @@ t.test('TLS: files replaced by rename are taken up as well', async (t) => {
 t.test('TLS: broken files are reported, and the old certificate stays', async (t) => {
   const before = server.stderr().length
   writeFileSync(used.certificate, 'no certificate')
-  await eventually(
-    'the log says so',
-    () => /certificate|tls|pem/i.test(server.stderr().slice(before)),
-    15_000,
-  )
+  await eventually('the log says so', () => /the old one stays/.test(server.stderr().slice(before)), 15_000)
   t.equal(await shownName(server), 'second')
   t.equal((await server.request('GET', '/v2/', { fresh: true })).status, 200)
   install(first)

@@ -29,6 +29,11 @@ function isStored(server: Server, { digest }: { digest: string }): boolean {
   return existsSync(join(server.data, 'blobs', algorithm, hex.slice(0, 2), hex))
 }
 
+/** Collects nothing: what is pushed here may take its time. */
+function resting(t: Test, undo: string, more: Record<string, unknown> = {}): Promise<Server> {
+  return startServer(t, { config: { gc: { interval: '24d' }, tags: { undo }, ...more } })
+}
+
 /** Collects without any grace, but for what can be restored. */
 function collecting(
   t: Test,
@@ -68,28 +73,30 @@ async function remove(t: Test, server: Server, kind: 'manifests' | 'blobs', refe
 t.test(
   'an image deleted by its digest is gone for all, stays on the disk, and comes back whole',
   async (t) => {
-    const server = await collecting(t, '1h', { workers: 2 })
-    const run = commandsOn(server.data)
+    const first = await resting(t, '1h', { workers: 2 })
+    const run = commandsOn(first.data)
     const [child, other] = [image(), image()] as const
-    await push(server, repository, child.digest, child)
-    await push(server, repository, other.digest, other)
+    await push(first, repository, child.digest, child)
+    await push(first, repository, other.digest, other)
     const multi = index([child, other])
-    await push(server, repository, 'v1', multi)
-    await putManifest(server, repository, 'also', multi)
+    await push(first, repository, 'v1', multi)
+    await putManifest(first, repository, 'also', multi)
     const signature = artifact({ subject: descriptor(child) })
-    await push(server, repository, signature.digest, signature)
+    await push(first, repository, signature.digest, signature)
     // As tools do it: what is listed first, and what refers to it, then the index; then every blob.
-    for (const { digest } of [signature, child, other, multi]) await remove(t, server, 'manifests', digest)
+    for (const { digest } of [signature, child, other, multi]) await remove(t, first, 'manifests', digest)
     const parts = [child, other, signature].flatMap((one) => one.parts)
-    for (const { digest } of child.parts) await remove(t, server, 'blobs', digest)
+    for (const { digest } of child.parts) await remove(t, first, 'blobs', digest)
     for (const manifest of [multi, child, signature]) {
-      const gone = await server.request('GET', `/v2/${repository}/manifests/${manifest.digest}`)
+      const gone = await first.request('GET', `/v2/${repository}/manifests/${manifest.digest}`)
       isError(t, gone, 404, 'NAME_UNKNOWN')
     }
-    t.equal(await tagsOf(server, repository), undefined, 'the repository is empty')
+    t.equal(await tagsOf(first, repository), undefined, 'the repository is empty')
     const blob = `/v2/${repository}/blobs/${child.parts[0]?.digest}`
-    t.equal((await server.request('HEAD', blob)).status, 404, 'a deleted blob is gone as well')
-    isError(t, await putManifest(server, repository, 'v2', child), 400, 'MANIFEST_BLOB_UNKNOWN')
+    t.equal((await first.request('HEAD', blob)).status, 404, 'a deleted blob is gone as well')
+    isError(t, await putManifest(first, repository, 'v2', child), 400, 'MANIFEST_BLOB_UNKNOWN')
+    await first.stop()
+    const server = await collecting(t, '1h', { workers: 2 }, first.data)
     await untilCollected(server)
     t.ok(
       parts.every((part) => isStored(server, part)),
@@ -109,18 +116,20 @@ t.test(
 )
 
 t.test('a tag that moved or was deleted keeps what it pointed at, then that goes (R03, R13)', async (t) => {
-  const server = await collecting(t, '1h')
-  const run = commandsOn(server.data)
+  const pushed = await resting(t, '1h')
+  const run = commandsOn(pushed.data)
   const [first, second, listed] = [image(), image(), image()] as const
-  await push(server, repository, listed.digest, listed)
+  await push(pushed, repository, listed.digest, listed)
   const multi = index([listed])
-  await push(server, repository, 'multi', multi)
-  await push(server, repository, 'v1', first)
-  await push(server, repository, 'other', first)
-  await push(server, repository, 'v1', second)
-  await remove(t, server, 'manifests', 'v1')
-  await remove(t, server, 'manifests', 'multi')
-  await remove(t, server, 'manifests', 'other')
+  await push(pushed, repository, 'multi', multi)
+  await push(pushed, repository, 'v1', first)
+  await push(pushed, repository, 'other', first)
+  await push(pushed, repository, 'v1', second)
+  await remove(t, pushed, 'manifests', 'v1')
+  await remove(t, pushed, 'manifests', 'multi')
+  await remove(t, pushed, 'manifests', 'other')
+  await pushed.stop()
+  const server = await collecting(t, '1h', {}, pushed.data)
   await untilCollected(server)
   for (const one of [first, second, listed]) await pulls(t, server, one.digest, one)
   await server.stop()

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import {
@@ -176,6 +177,8 @@ t.test(
     await slow.request(`PATCH ${location}`, ['Content-Length: 600'], content.bytes.subarray(0, 300))
     const status = await fresh('GET', location)
     t.equal(status.status, 204, 'the status is told meanwhile')
+    const file = new URL(location, server.url).pathname.split('/').at(-1) ?? ''
+    await eventually('the first has its turn', () => existsSync(join(server.data, 'uploads', file)))
     const second = fresh('PATCH', location, content.bytes, { 'Content-Range': '0-999' })
     await slow.send(content.bytes.subarray(300, 600))
     t.equal((await slow.reply()).status, 202)

@@ -5,8 +5,6 @@ import { as, basic, password, startRegistry } from '../auth/fixture.js'
 import { image, OCI_MANIFEST, push, randomBlob, type Server, startServer } from '../harness.js'
 import { clientOf, drain, failureOf } from './fixture.js'
 
-const timeouts = { connect: 3000, headers: 3000, idle: 3000, answer: 6000 }
-
 async function fill(server: Server, name: string) {
   const layer = randomBlob(400_000)
   const pushed = image({ layers: [layer] })
@@ -29,7 +27,7 @@ for (const auth of ['open', 'token'] as const) {
     )
     const url = new URL(server.url)
     const credentials = auth === 'token' ? async () => ({ username: 'root', password }) : undefined
-    const client = clientOf(t, url, { credentials, timeouts })
+    const client = clientOf(t, url, { credentials })
     const digest = parseDigest(pushed.digest)
     t.strictSame(await client.headManifest(name, parseTag('v2')), { digest })
     const manifest = await client.getManifest(name, parseTag('v1'))
@@ -41,7 +39,7 @@ for (const auth of ['open', 'token'] as const) {
     t.match(await client.listReferrers(name, digest), [{ digest: signature.digest, artifactType: /example/ }])
     t.equal((await failureOf(client.getManifest(name, parseTag('gone')))).failure, 'not-found')
     if (auth === 'open') return
-    const stranger = clientOf(t, url, { timeouts })
+    const stranger = clientOf(t, url)
     t.equal((await failureOf(stranger.getManifest(name, parseTag('v1')))).failure, 'denied')
   })
 }

@@ -11,9 +11,6 @@ import { type Pair, startPair } from './pair.js'
  * Many pulls at once, while upstream and server do what they may do at any time: whoever pulls gets what he asked for.
  */
 
-/** The upstream lives in the process of many busy clients: it may be slow to answer. */
-const patient = { idleTimeout: '30s', connectTimeout: '30s' }
-
 const indexType = 'application/vnd.oci.image.index.v1+json'
 
 interface Descriptor {
@@ -49,7 +46,7 @@ async function pullImage(pull: Pair['pull'], repository: string, reference: stri
 const fetched = (upstream: FakeUpstream) => upstream.asked('GET', /\/blobs\//)
 
 t.test('R42: 200 clients ask for one cold blob of 100 MB: it is fetched once', async (t) => {
-  const { upstream, server } = await startPair(t, { mirror: patient, config: { workers: 2 } })
+  const { upstream, server } = await startPair(t, { config: { workers: 2 } })
   const layer = randomBytes(100_000_000)
   const path = `/v2/docker.io/big/app/blobs/${upstream.addBlob('big/app', layer)}`
   /** Reads it to the end, or leaves after so many bytes. @returns bytes that were right, or undefined */
@@ -88,7 +85,6 @@ function addImages(upstream: FakeUpstream, count: number, size: number): string[
 
 t.test('R45: collections run all the time through 1,000 cold pulls: none fails', async (t) => {
   const { upstream, server, pull } = await startPair(t, {
-    mirror: patient,
     config: { workers: 2, gc: { interval: '10ms', grace: '1s' } },
   })
   const repositories = addImages(upstream, 334, 2000) // a manifest, a config and a layer each
@@ -105,7 +101,7 @@ t.test('R45: collections run all the time through 1,000 cold pulls: none fails',
 
 t.test('R46: a tag moves every 10 ms: each pull of it fits together', async (t) => {
   const { upstream, pull } = await startPair(t, {
-    mirror: { freshness: '0s', ...patient },
+    mirror: { freshness: '0s' },
     config: { workers: 2 },
   })
   const describe = (name: string) => ({
@@ -152,7 +148,7 @@ async function pullWhileTokensEnd({ upstream, pull }: Pair, tokens: () => number
 t.test('R47: tokens end after a second under 50 pulls at once: nobody sees a 401', async (t) => {
   const pair = await startPair(t, {
     upstream: { auth: 'bearer', user, tokenLife: 1 },
-    mirror: { ...user, ...patient },
+    mirror: user,
     config: { workers: 2 },
   })
   const { upstream, server } = pair

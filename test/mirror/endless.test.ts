@@ -4,7 +4,7 @@ import t, { type Test } from 'tap'
 import { eventually, filesBelow, pause, processTree, type Server, within } from '../harness.js'
 import { digest, type FakeUpstream, type Fault } from './fake-upstream.js'
 import { faultNamed } from './faults.js'
-import { type Pair, startPair } from './pair.js'
+import { hasty, type Pair, startPair } from './pair.js'
 
 /*
  * Upstreams that never come to an end: bounded in bytes, entries, memory and time, as seen at a real server.
@@ -106,7 +106,7 @@ async function askAll(t: Test, pair: Pair, subject: string, name: string, client
 t.test(
   'S46: endless manifests, tag lists and referrers end, and the server’s memory grows by less than 64 MiB',
   async (t) => {
-    const pair = await startPair(t)
+    const pair = await startPair(t, { mirror: hasty })
     const { upstream, server } = pair
     const subject = upstream.addImage('warm/r0', 'latest', [Buffer.from('layer')])
     await pullEverything(pair, subject, 4, 'warm')
@@ -132,7 +132,7 @@ t.test(
 t.test(
   'S46: a blob without length and without end takes no more than the manifest that names it says',
   async (t) => {
-    const { upstream, server, pull } = await startPair(t)
+    const { upstream, server, pull } = await startPair(t, { mirror: hasty })
     const layer = Buffer.alloc(300_000, 'layer')
     upstream.addImage('library/app', 'latest', [layer])
     t.equal((await pull('/v2/docker.io/library/app/manifests/latest')).status, 200)

@@ -5,7 +5,7 @@ import { parseDigest } from '../../src/oci/digest.js'
 import { eventually, within } from '../harness.js'
 import { startFakeUpstream } from './fake-upstream.js'
 import { faultNamed, faults } from './faults.js'
-import { clientOf, digestOf, drain, latest, repository } from './fixture.js'
+import { clientOf, digestOf, drain, hasty, latest, repository } from './fixture.js'
 
 /** How a call ended: with the right bytes, with others, without an end, or with a failure. */
 type Outcome =
@@ -110,16 +110,17 @@ t.test(
     const manifest = parseDigest(fake.addImage(repository, latest, [layer]))
     for (const [name, outcomes] of Object.entries(expected)) {
       fake.fault = () => faultNamed(name)
+      const client = () => clientOf(t, fake.url, outcomes.includes('unavailable') ? { timeouts: hasty } : {})
       const byDigest = async (): Promise<Outcome> => {
-        const { bytes } = await clientOf(t, fake.url).getManifest(repository, manifest)
+        const { bytes } = await client().getManifest(repository, manifest)
         return digestOf(Buffer.from(bytes)) === manifest ? 'right' : 'other'
       }
       const byTag = async (): Promise<Outcome> => {
-        const { digest } = await clientOf(t, fake.url).getManifest(repository, latest)
+        const { digest } = await client().getManifest(repository, latest)
         return digest === manifest ? 'right' : 'other'
       }
       const blob = async (): Promise<Outcome> => {
-        const { body } = await clientOf(t, fake.url).openBlob(repository, digestOf(layer), 0)
+        const { body } = await client().openBlob(repository, digestOf(layer), 0)
         const chunks: Buffer[] = []
         let length = 0
         for await (const chunk of body) {
@@ -130,7 +131,7 @@ t.test(
         return digestOf(Buffer.concat(chunks)) === digestOf(layer) ? 'right' : 'other'
       }
       const ends = Promise.all([byDigest(), byTag(), blob()].map(outcomeOf))
-      t.strictSame(await within(5000, name, ends), outcomes, name)
+      t.strictSame(await within(10_000, name, ends), outcomes, name)
     }
   },
 )
@@ -141,16 +142,17 @@ t.test('every fault gives its connection back', async (t) => {
   const obeyed: readonly Outcome[] = ['rate-limited']
   for (const [name, [outcome]] of Object.entries(expected)) {
     if (obeyed.includes(outcome)) continue
-    const client = clientOf(t, fake.url, { maxConnections: 1 })
+    const timeouts = { connect: 1500, headers: 1500, idle: 1500, answer: 1500 } // some are only found by waiting
+    const client = clientOf(t, fake.url, { maxConnections: 1, timeouts })
     fake.fault = () => faultNamed(name)
     await outcomeOf(client.getManifest(repository, latest).then(() => 'right' as const))
     const blob = await client.openBlob(repository, digestOf(layer), 0).catch(() => undefined)
     blob?.body.on('error', () => undefined).destroy()
     fake.fault = () => undefined
-    const next = await within(2000, name, client.getManifest(repository, latest))
+    const next = await within(10_000, name, client.getManifest(repository, latest))
     t.equal(next.digest, manifest, name)
-    t.equal(await within(2000, name, client.headBlob(repository, digestOf(layer))), layer.length)
-    const whole = await within(2000, name, client.openBlob(repository, digestOf(layer), 0))
+    t.equal(await within(10_000, name, client.headBlob(repository, digestOf(layer))), layer.length)
+    const whole = await within(10_000, name, client.openBlob(repository, digestOf(layer), 0))
     t.ok((await drain(whole)).equals(layer))
   }
   await eventually('no connection is left', () => fake.openConnections === 0)

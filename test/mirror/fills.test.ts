@@ -12,7 +12,7 @@ import {
   type Fault,
   startFakeUpstream,
 } from './fake-upstream.js'
-import { mirrorOf, startPair } from './pair.js'
+import { hasty, mirrorOf, startPair } from './pair.js'
 
 /*
  * Blobs that come in while they are sent: whatever the upstream does, whoever leaves and whoever dies, what a client
@@ -113,7 +113,7 @@ for (const [way, end] of Object.entries(ends)) {
         const layer = randomBytes(160_000)
         upstream.addBlob(name, layer)
         upstream.fault = ({ method }) => (method === 'GET' ? upTo(sixteenths * 10_000, end) : undefined)
-        const mirror = { ...mirrorOf(upstream), name: `cut${sixteenths}.test`, bareNames: false }
+        const mirror = { ...mirrorOf(upstream, hasty), name: `cut${sixteenths}.test`, bareNames: false }
         return { upstream, layer, mirror, path: `/v2/${mirror.name}/${name}/blobs/${digest(layer)}` }
       }),
     )
@@ -195,7 +195,7 @@ t.test('R40: who follows a fill on another worker does not get wrong bytes eithe
       isNew &&= count < 200_000
     })
   })
-  await eventually('all have most of it', () => begun === clients.length)
+  await eventually('all have most of it', () => begun === clients.length, 30_000)
   finish()
   // Who comes while it goes wrong makes a new fill of the same name at once.
   const late = Array.from({ length: 6 }, () => get(server, blobPath(layer)))
@@ -229,7 +229,7 @@ t.test('a worker that is killed loses no byte that came: another goes on from th
       isNew &&= count < half
     })
   })
-  await eventually('all have half of it', () => begun === clients.length)
+  await eventually('all have half of it', () => begun === clients.length, 30_000)
   // Whoever holds the connection to the upstream is the one at work.
   process.kill(leaderOf(server.pid, upstream.port), 'SIGKILL')
   const got = await Promise.all(clients)
@@ -286,7 +286,7 @@ t.test('R41, G31: the first client leaves at 10 %, and still there is one reques
   const late = get(server, blobPath(layer), (count) => {
     hasBegun ||= count >= 300_000
   })
-  await eventually('who comes late gets at once what is there', () => hasBegun)
+  await eventually('who comes late gets at once what is there', () => hasBegun, 30_000)
   finish()
   t.ok((await late).body.equals(layer))
   await upstream.stop()

@@ -8,11 +8,11 @@ import { digest } from './fake-upstream.js'
 export const repository = parseRepositoryName('library/nginx')
 export const latest = parseTag('latest')
 
-/** What the tests wait at most, in milliseconds; small, since some faults are only found by waiting. */
-export const timeouts = { connect: 400, headers: 400, idle: 400, answer: 800 }
+/** What a client waits at most, in milliseconds, where a fault is only found by waiting. */
+export const hasty = { connect: 400, headers: 400, idle: 400, answer: 800 }
 
-/** The same where nothing is found by waiting. */
-export const patient = { connect: 20_000, headers: 20_000, idle: 20_000, answer: 20_000 }
+/** The same where nothing is found by waiting: a slow machine is not a dead upstream. */
+const patient = { connect: 20_000, headers: 20_000, idle: 20_000, answer: 20_000 }
 
 /** The user that upstreams with credentials know. */
 export const user = { username: 'mirror', password: 'sesame-open-7f3a' }
@@ -31,7 +31,7 @@ export function clientOf(t: Test, urls: URL | readonly URL[], options: Partial<H
     addresses: [],
     ca: undefined,
     proxy: {},
-    timeouts,
+    timeouts: patient,
     maxConnections: 8,
     userAgent: 'boathouse/test',
     ...options,

@@ -82,7 +82,9 @@ t.test('what a transfer that was cut off has left goes when the blob comes in an
   const uploads = join(server.data, 'uploads')
   t.equal(filesBelow(uploads).length, 1, 'half of it is kept for the next try')
   t.ok((await pull(blobPath('library/one', layer))).body.equals(layer))
-  await eventually('it is stored', () => filesBelow(join(server.data, 'blobs')).length === 1)
+  await eventually('it is stored and recorded', async () =>
+    /^boathouse_blobs 1$/m.test((await server.request('GET', '/metrics')).text),
+  )
   upstream.fault = () => undefined
   await eventually('the upstream is asked again', async () => {
     const reply = await pull(blobPath('library/two', layer))

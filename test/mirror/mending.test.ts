@@ -120,7 +120,6 @@ t.test('R63: while the upstream is away it stays lost, and comes when somebody a
 t.test('a client finishes what a verification was killed over', async (t) => {
   const { upstream, server, pull } = await startPair(t, {
     config: { workers: 2 },
-    mirror: { idleTimeout: '20s' },
   })
   const layer = randomBytes(3_000_000)
   upstream.addImage(name, 'v1', [layer])

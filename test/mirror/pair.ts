@@ -20,14 +20,17 @@ export interface PairOptions {
   readonly server?: ServerOptions
 }
 
-/** The settings of a mirror that is quick to give up. */
+/** For a mirror that is quick to give up: where what is found is found by waiting. */
+export const hasty = { idleTimeout: '1s', connectTimeout: '500ms' }
+
+/** The settings of a mirror that waits for long: a slow machine is not a dead upstream. */
 export function mirrorOf(upstream: FakeUpstream, settings: Record<string, unknown> = {}) {
   return {
     name: 'docker.io',
     url: upstream.url.origin,
     bareNames: true,
-    idleTimeout: '1s',
-    connectTimeout: '500ms',
+    idleTimeout: '30s',
+    connectTimeout: '30s',
     ...settings,
   }
 }

@@ -9,7 +9,7 @@ import { selfSigned } from '../certificate.js'
 import { within } from '../harness.js'
 import { digest, type FakeUpstream, type Fault, startFakeUpstream, startTrap } from './fake-upstream.js'
 import { extraAnswer, faultNamed } from './faults.js'
-import { clientOf, digestOf, drain, failureOf, latest, repository, secrets, user } from './fixture.js'
+import { clientOf, digestOf, drain, failureOf, hasty, latest, repository, secrets, user } from './fixture.js'
 
 const credentials = async () => user
 const layer = randomBytes(50_000)
@@ -277,8 +277,8 @@ t.test('S42: name servers that fail', async (t) => {
     [async () => [], /has no address|private|could not/],
     [() => new Promise<never>(() => undefined), /did not answer in time/],
   ] as const) {
-    const client = clientOf(t, own, { resolve: broken })
-    const error = await within(1500, 'a failure', failureOf(client.headManifest(repository, latest)))
+    const client = clientOf(t, own, { resolve: broken, timeouts: hasty })
+    const error = await within(10_000, 'a failure', failureOf(client.headManifest(repository, latest)))
     t.match(error, { failure: 'unavailable', message: reason })
   }
 })
@@ -395,7 +395,7 @@ t.test('S46: endless answers end, and memory stays as it is', async (t) => {
   const started = Date.now()
   for (const name of ['a body without a bound', 'a byte now and then', 'headers without a bound']) {
     fake.fault = () => faultNamed(name)
-    const client = clientOf(t, fake.url)
+    const client = clientOf(t, fake.url, { timeouts: hasty })
     await Promise.all([
       failureOf(client.getManifest(repository, latest)),
       failureOf(client.listTags(repository, '', 1000)),

@@ -117,8 +117,7 @@ async function startSmall(
   config: Record<string, unknown>,
 ) {
   const upstream = await startFakeUpstream(t)
-  const patient = { idleTimeout: '30s', connectTimeout: '30s' }
-  const mirrors = [{ ...mirrorOf(upstream), ...patient, ...settings }]
+  const mirrors = [{ ...mirrorOf(upstream), ...settings }]
   const server = await startServer(t, {
     data: join(folder, name),
     config: { workers: 2, ...config, mirrors },

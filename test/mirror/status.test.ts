@@ -121,11 +121,11 @@ t.test('status and metrics tell how mirrors do, the same whichever worker is ask
     ratelimit_remaining: 76,
     last_sync_failures: 1,
   }
-  await eventually(
-    'all of it is written down',
-    async () => (await metricsOf(server)).misses_total === 1,
-    20_000,
-  )
+  const written = async () => {
+    const { misses_total, hits_total } = await metricsOf(server)
+    return misses_total === 1 && hits_total === 4
+  }
+  await eventually('both workers have written down what they did', written, 20_000)
   for (let asked = 0; asked < 4; asked++) {
     const metrics = await metricsOf(server)
     t.match(metrics, expected)
@@ -178,8 +178,8 @@ t.test('what a mirror gave back is counted', async (t) => {
     t.equal((await server.request('GET', path)).status, 200)
   }
   const counted = async () => {
-    const { evicted_blobs_total, evicted_bytes_total } = await metricsOf(server)
-    return evicted_blobs_total === 2 && evicted_bytes_total === 1_000_000
+    const { evicted_blobs_total, evicted_bytes_total, held_bytes } = await metricsOf(server)
+    return evicted_blobs_total === 2 && evicted_bytes_total === 1_000_000 && held_bytes === 1_000_000
   }
   await eventually('two made room for two', counted)
   t.match(

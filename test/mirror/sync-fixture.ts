@@ -44,7 +44,7 @@ export async function startSyncing(t: Test, options: SyncingOptions): Promise<Sy
   const { images, schedule } = options
   const sync = schedule === undefined ? { images } : { images, schedule }
   const config = {
-    mirrors: [mirrorOf(upstream, { sync, idleTimeout: '20s', ...options.mirror })],
+    mirrors: [mirrorOf(upstream, { sync, ...options.mirror })],
     ...options.config,
   }
   const file = join(scratchDir(t), `sync-${upstream.port}.yaml`)
