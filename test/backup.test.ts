@@ -18,6 +18,8 @@ import {
   image,
   type Manifest,
   push,
+  pushBlobs,
+  putManifest,
   runServerCommand,
   type Server,
   scratchDir,
@@ -25,7 +27,7 @@ import {
 } from './harness.js'
 import { noTracing } from './stores/processes.js'
 
-t.setTimeout(180_000)
+t.setTimeout(580_000)
 
 async function pullsWhole(server: Server, repository: string, reference: string, manifest: Manifest) {
   const faults: string[] = []
@@ -48,11 +50,30 @@ async function succeeded(t: Test, running: Promise<Run>): Promise<Record<string,
   return JSON.parse(run.stdout) as Record<string, unknown>
 }
 
+/** Pushes an image; once more when the push took longer than the grace, and its blobs had gone by then. */
+async function pushWithin(
+  grace: number,
+  server: Server,
+  repository: string,
+  tag: string,
+  one: Manifest,
+): Promise<void> {
+  for (;;) {
+    const begun = performance.now()
+    await pushBlobs(server, repository, ...one.parts)
+    const reply = await putManifest(server, repository, tag, one)
+    if (reply.status === 201) return
+    const isLate = performance.now() - begun > grace && reply.code === 'MANIFEST_BLOB_UNKNOWN'
+    if (!isLate) throw new Error(`${repository}:${tag}: ${reply.status} ${reply.text}`)
+  }
+}
+
 t.test(
   'a backup under pushes, deletes and collections holds every image that was acknowledged',
   async (t) => {
+    const grace = 3000
     const server = await startServer(t, {
-      config: { workers: 2, gc: { interval: '100ms', grace: '3s', untagged: '300ms' } },
+      config: { workers: 2, gc: { interval: '100ms', grace: `${grace}ms`, untagged: '300ms' } },
     })
     const kept: Manifest[] = []
     for (let at = 0; at < 20; at++) {
@@ -65,7 +86,7 @@ t.test(
     const load = Array.from({ length: 3 }, async (_, lane) => {
       for (let at = 0; !isOver; at++) {
         const one = image()
-        await push(server, `load/app${lane}`, `v${at}`, one)
+        await pushWithin(grace, server, `load/app${lane}`, `v${at}`, one)
         later.push({ at: performance.now(), manifest: one })
         await server.request('DELETE', `/v2/load/app${lane}/manifests/v${at - 3}`)
       }
@@ -240,7 +261,7 @@ t.test('a backup to a disk whose quota is used up says so', { skip: noTracing() 
 
 t.test('the server copies its index, and a copy brings it back', async (t) => {
   const server = await startServer(t, {
-    config: { snapshots: { interval: '100ms', keep: 3 }, gc: { grace: '10ms', interval: '50ms' } },
+    config: { snapshots: { interval: '100ms', keep: 3 }, gc: { grace: '5s', interval: '50ms' } },
   })
   const one = image()
   await push(server, 'team/app', 'one', one)
@@ -266,7 +287,7 @@ t.test('the server copies its index, and a copy brings it back', async (t) => {
   const later = image()
   const again = await startServer(t, {
     data: server.data,
-    config: { snapshots: { interval: '24d' }, gc: { grace: '10ms', interval: '50ms' } },
+    config: { snapshots: { interval: '24d' }, gc: { grace: '5s', interval: '50ms' } },
   })
   await push(again, 'team/app', 'later', later)
   await again.stop()

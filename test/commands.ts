@@ -71,7 +71,7 @@ export function startCommand(args: string[], options: CommandOptions = {}): Runn
   })
   // A command may end before it has read what it was sent.
   child.stdin?.on('error', () => undefined)
-  const timer = setTimeout(() => child.kill('SIGKILL'), 30_000)
+  const timer = setTimeout(() => child.kill('SIGKILL'), 120_000)
   const done = new Promise<Run>((resolve) => {
     child.on('close', (code) => {
       clearTimeout(timer)
@@ -83,7 +83,7 @@ export function startCommand(args: string[], options: CommandOptions = {}): Runn
     output: () => stdout + stderr,
     write: (text) => child.stdin?.write(text),
     end: () => child.stdin?.end(),
-    done: within(40_000, args.join(' '), done),
+    done: within(130_000, args.join(' '), done),
   }
 }
 

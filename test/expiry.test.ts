@@ -17,7 +17,7 @@ import {
 } from './harness.js'
 
 t.test('UP-10, R24, R25: idle uploads are dropped with their bytes, used ones live on', async (t) => {
-  const server = await startServer(t, { config: { uploads: { expireAfter: '3s' } } })
+  const server = await startServer(t, { config: { uploads: { expireAfter: '6s' } } })
   const repository = newRepository('expiry')
   const files = () => filesBelow(join(server.data, 'uploads'))
   const content = randomBlob(25)
@@ -35,7 +35,7 @@ t.test('UP-10, R24, R25: idle uploads are dropped with their bytes, used ones li
     const reply = await server.request('PATCH', active, { body: Buffer.from([byte]) })
     t.equal(reply.status, 202, `chunk ${at}`)
     await connection.send(Buffer.from([byte]))
-    await pause(180)
+    await pause(360)
   }
   t.equal((await connection.reply()).status, 202, 'the slow one was not cut')
   await connection.close()

@@ -20,7 +20,7 @@ import { stringify } from 'yaml'
 export async function eventually<T>(
   what: string,
   probe: () => T | undefined | null | false | Promise<T | undefined | null | false>,
-  within = 10_000,
+  within = 30_000,
 ): Promise<T> {
   const deadline = Date.now() + within
   let last: unknown
@@ -187,7 +187,7 @@ export async function runServerCommand(
   child.stderr?.on('data', (chunk: Buffer) => {
     stderr += chunk
   })
-  const timer = setTimeout(() => killGroup(child, 'SIGKILL'), 15_000)
+  const timer = setTimeout(() => killGroup(child, 'SIGKILL'), 60_000)
   const code = await new Promise<number | null>((resolve) => child.on('close', resolve))
   clearTimeout(timer)
   living.delete(child)
@@ -412,7 +412,7 @@ export function send(
         resolve(makeReply(method, path, statusCode ?? 0, response.headers, rawHeaders, Buffer.concat(chunks)))
       })
     })
-    const patience = options.timeout ?? 20_000
+    const patience = options.timeout ?? 60_000
     request.setTimeout(patience, () => {
       request.destroy(new Error(`${method} ${path}: no answer in ${patience} ms`))
     })
@@ -573,7 +573,7 @@ export class RawConnection {
   }
 
   /** Waits until `count` complete replies are there (or the other side has closed). */
-  waitForReplies(count: number, { bodiless = false, within = 10_000 } = {}): Promise<RawReply[]> {
+  waitForReplies(count: number, { bodiless = false, within = 30_000 } = {}): Promise<RawReply[]> {
     return eventually(
       `${count} replies on a raw connection`,
       () => {
@@ -856,12 +856,25 @@ export function nextLink(reply: Reply): string | undefined {
 
 /** The process ids of a process and all its descendants. */
 export function processTree(pid: number): number[] {
-  const tree = [pid]
-  for (const task of readdirSync(`/proc/${pid}/task`)) {
-    const children = readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8')
-    for (const child of children.split(' ').filter(Boolean)) tree.push(...processTree(Number(child)))
+  return [pid, ...childrenOf(pid).flatMap(processTree)]
+}
+
+/** The children of all threads of a process; none of what ends while it is looked at. */
+function childrenOf(pid: number): number[] {
+  try {
+    const tasks = readdirSync(`/proc/${pid}/task`)
+    return tasks.flatMap((task) => childrenOfTask(`/proc/${pid}/task/${task}`))
+  } catch {
+    return []
   }
-  return tree
+}
+
+function childrenOfTask(folder: string): number[] {
+  try {
+    return readFileSync(join(folder, 'children'), 'utf8').split(' ').filter(Boolean).map(Number)
+  } catch {
+    return []
+  }
 }
 
 /** The blob files that a process and its descendants have open. */

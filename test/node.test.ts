@@ -35,17 +35,18 @@ function isRawError(t: Test, reply: RawReply | undefined, status: number, what: 
 }
 
 t.test('T-43, BL-15: an upload may take as long as it likes while bytes arrive', async (t) => {
+  const patient = await startServer(t, { config: { timeouts: { idle: '6s' } } })
   const content = randomBlob(18)
-  const location = await openUpload(server, repository)
-  const connection = await RawConnection.open(server)
+  const location = await openUpload(patient, repository)
+  const connection = await RawConnection.open(patient)
   await connection.request(`PATCH ${location}`, ['Content-Length: 18'])
   for (const byte of content.bytes) {
     await connection.send(Buffer.from([byte]))
-    await pause(150) // in all 2.7 s, with a limit of 2 s on standing still
+    await pause(450) // in all 8.1 s, with a limit of 6 s on standing still
   }
   t.equal((await connection.reply()).status, 202)
   await connection.close()
-  await finishUpload(server, location, content.digest)
+  await finishUpload(patient, location, content.digest)
 })
 
 t.test('T-43, UP-48: a body that stands still is given up, and the upload can go on', async (t) => {

@@ -21,7 +21,19 @@ import { as, basic, bearer, getToken, password, pool, postForm, startRegistry, t
  */
 const registry = await startRegistry(t, { config: { trustedProxies: ['127.0.0.1'], log: { level: 'warn' } } })
 const { server } = registry
-for (const name of ['alice', 'bob', 'carol', 'dave', 'erin', 'frank', 'grace', 'heidi', 'judy'])
+for (const name of [
+  'alice',
+  'bob',
+  'carol',
+  'dave',
+  'erin',
+  'frank',
+  'grace',
+  'heidi',
+  'ivan',
+  'judy',
+  'ken',
+])
   await registry.addUser(name)
 await registry.addUser('root', { admin: true })
 await registry.grant('authenticated', 'team/**', 'pull')
@@ -100,7 +112,7 @@ t.test('RL-02, TK-13: an address that guesses is sent away, with a time to come 
     isError(t, reply, 429, 'TOOMANYREQUESTS')
     t.match(reply.header('retry-after'), /^[1-9]\d?$/)
   }
-  t.ok(performance.now() - sent < 2000, 'at once')
+  t.ok(performance.now() - sent < 5000, 'at once')
   t.equal((await from(address).request('GET', tokenPath)).status, 200, 'who does not guess there is served')
   const counts = await countStatuses(guesses)
   t.same(Object.keys(counts).sort(), ['401', '429'])
@@ -121,7 +133,8 @@ t.test('attack: the owner of a guessed account logs in from his own address, not
   t.comment(
     `first login ${took.toFixed()} ms, again ${again.took.toFixed()} ms, elsewhere ${other.took.toFixed()} ms`,
   )
-  t.ok(took < 1900, 'without the delay that a wrong password has then')
+  const calm = await timed(() => login('192.0.2.3', 'ivan'))
+  t.ok(took < calm.took + 1500, 'without the delay that a wrong password has then')
 })
 
 t.test('attack: a wrong password for a guessed account is answered ever later', async (t) => {
@@ -173,7 +186,8 @@ t.test('attack: the mistakes of a client that tries twice do not shut its owner 
   }
   const { took, value } = await timed(() => login(address, 'grace'))
   t.equal(value.status, 200)
-  t.ok(took < 1900, `${took} ms`)
+  const calm = await timed(() => login('192.0.2.10', 'ken'))
+  t.ok(took < calm.took + 1500, `${took} ms, and ${calm.took} ms`)
 })
 
 t.test('attack: a flood of guesses from many addresses keeps nobody out', async (t) => {

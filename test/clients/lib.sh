@@ -160,7 +160,7 @@ start_server() {
     >"$WORK/server.out" 2>>"$WORK/server.log" </dev/null &
   server_pid=$!
   pids+=("$server_pid")
-  if ! wait_until 30 server_answered; then
+  if ! wait_until 120 server_answered; then
     printf 'the server did not start:\n'
     tail -n 20 "$WORK/server.log"
     return 1

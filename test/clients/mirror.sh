@@ -62,7 +62,7 @@ start_peer() {
   } >"$WORK/$name.yml"
   start_process "$WORK/$name.log" env OTEL_TRACES_EXPORTER=none docker-registry serve "$WORK/$name.yml"
   printf -v "${name}_pid" '%s' "$started"
-  wait_until 20 curl -s -o /dev/null "http://127.0.0.1:$port/v2/"
+  wait_until 120 curl -s -o /dev/null "http://127.0.0.1:$port/v2/"
 }
 
 # start_boathouse NAME PORT: with the configuration NAME.yaml, if there is one.
@@ -72,7 +72,7 @@ start_boathouse() {
   start_process "$WORK/$name.log" env BOATHOUSE_LOG_FORMAT=json node "$server_main" serve "${options[@]}" \
     --listen "127.0.0.1:$port" --data "$WORK/$name"
   printf -v "${name}_pid" '%s' "$started"
-  wait_until 30 curl -s -o /dev/null "http://127.0.0.1:$port/v2/" || {
+  wait_until 120 curl -s -o /dev/null "http://127.0.0.1:$port/v2/" || {
     tail -n 20 "$WORK/$name.log"
     return 1
   }

@@ -257,7 +257,7 @@ function testBrokenBodies(t: Test, newPlace: NewPlace<BlobStore>): void {
       before.on('error', () => undefined)
       before.destroy(reason)
       const early = await within(
-        5000,
+        30_000,
         'an append of a dead body',
         blobs.append(`early ${how}`, before, at(0)),
       )
@@ -269,7 +269,7 @@ function testBrokenBodies(t: Test, newPlace: NewPlace<BlobStore>): void {
       await new Promise((resolve) => during.write(Buffer.from('what came'), resolve))
       await eventually('the bytes to be taken', () => during.readableLength === 0)
       during.destroy(reason)
-      const late = await within(5000, 'an append of a dying body', running)
+      const late = await within(30_000, 'an append of a dying body', running)
       appended(t, late, Buffer.from('what came'), `${how}, during the append`)
       t.ok(late.failure instanceof Error, `${how}, during the append: the failure is told`)
       if (reason !== undefined) t.equal(late.failure, reason, 'and it is the reason that was given')
@@ -575,7 +575,7 @@ function testReading(t: Test, newPlace: NewPlace<BlobStore>): void {
     const reader = await blobs.open(digest)
     if (reader === undefined) throw new Error('the blob is not there')
     t.teardown(() => reader.close())
-    const copy = (sink: Writable) => within(5000, 'the copy', reader.copyTo(sink, 0, bytes.length - 1))
+    const copy = (sink: Writable) => within(30_000, 'the copy', reader.copyTo(sink, 0, bytes.length - 1))
 
     const silent = () => undefined
     const dead = new Writable({ write: (_piece, _encoding, done) => done() }).on('error', silent)

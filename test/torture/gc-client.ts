@@ -4,6 +4,9 @@ import type { Random } from './random.js'
 import type { Reply, Request, Wire } from './wire.js'
 
 /** Repositories in which all clients meet. */
+/** Milliseconds after which an upload that nobody touches is over. */
+export const uploadLife = 5000
+
 const sharedRepositories = ['shared/one', 'shared/two', 'shared/three']
 
 /** Tags that one client keeps at a time. */
@@ -284,6 +287,7 @@ export class GcClient {
       await this.#expect({ method: 'POST', path, body: bytes }, [201])
       return
     }
+    const begin = performance.now()
     const mount = this.#random.chance(0.6) ? `?mount=${digest}&from=${this.#shared()}` : ''
     const started = await this.#expect(
       { method: 'POST', path: `${uploads}${mount}`, body: Buffer.alloc(0) },
@@ -293,7 +297,10 @@ export class GcClient {
     if (started?.status !== 202) return
     const location = started.headers.location ?? ''
     const path = `${location}${location.includes('?') ? '&' : '?'}digest=${digest}`
-    await this.#expect({ method: 'PUT', path, body: bytes }, [201])
+    const put = await this.#expect({ method: 'PUT', path, body: bytes }, [201, 404])
+    // An upload that nobody has touched for its time is over.
+    if (put?.status === 404 && performance.now() - begin < uploadLife - 1000)
+      this.#common.report(`${this.#name}: PUT ${path}: 404 ${put.body.toString().slice(0, 200)}`)
   }
 
   /** @returns whether it is there now; a refusal is right only when the lease of the oldest part may be over */

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { readMetric } from './check-served.js'
 import { checkFolder, type StoredIndex } from './checker.js'
-import { GcClient, makeCommon } from './gc-client.js'
+import { GcClient, makeCommon, uploadLife } from './gc-client.js'
 import { readWhole } from './options.js'
 import { Random } from './random.js'
 import { type RunningServer, startServer } from './server.js'
@@ -78,7 +78,7 @@ async function torture(options: Options): Promise<boolean> {
     data,
     log: join(folder, 'server.log'),
     workers: options.workers,
-    expireAfter: 5,
+    expireAfter: uploadLife / 1000,
     env: {
       BOATHOUSE_GC_INTERVAL: '50ms',
       BOATHOUSE_GC_GRACE: `${grace}ms`,

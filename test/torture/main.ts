@@ -19,7 +19,7 @@ Runs all that tries to make the registry lose something, one part after the othe
 `
 
 /** Minutes after which a part counts as hanging. */
-const patience: Readonly<Record<Extent, number>> = { quick: 8, full: 180 }
+const patience: Readonly<Record<Extent, number>> = { quick: 20, full: 180 }
 
 /** Lines of a part that are shown when all is well, and when not. */
 const shownLines = { passed: 8, failed: 200 }
