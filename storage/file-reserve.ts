@@ -58,6 +58,10 @@ export class Reserve {
     try {
       await write(file, present, size)
       await file.sync()
+    } catch (error) {
+      // What was not synced may have no room of its own on the disk: it does not count as kept, and is made anew.
+      await this.#cutTo(present)
+      throw error
     } finally {
       await file.close()
     }

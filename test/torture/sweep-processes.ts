@@ -165,12 +165,25 @@ async function judgeFault(
   // SQLite does not look at what came of syncing the folder of a new log; Boathouse syncs it itself, in the pool.
   const folders = [scene.data, join(scene.data, 'snapshots'), join(scene.root, 'backup')]
   const isOfSqlite = role !== 'pool' && folders.includes(pathOf(hit) ?? '')
-  if (kind === 'done' && hit.name.endsWith('sync') && !isIndex && !isOfSqlite) {
+  // Nothing that was acknowledged lies in the reserve: that it could not be made is told in the log, and it is made anew.
+  const isReserve = pathOf(hit) === join(scene.data, 'reserve')
+  const isTold = isReserve && (await isLogged(scene, /"the reserve on the disk could not be made"/))
+  if (kind === 'done' && hit.name.endsWith('sync') && !isIndex && !isOfSqlite && !isTold) {
     scene.report(`R52 ${hit.name} failed, and all was called well`)
   }
   if (scene.server === undefined) return
   scene.server.stop()
   await scene.gone()
+}
+
+/** Whether the server's log says it, or does so soon. */
+async function isLogged(scene: Scene, words: RegExp): Promise<boolean> {
+  const deadline = performance.now() + 5000
+  while (performance.now() < deadline) {
+    if (words.test(readFileSync(scene.log, 'utf8'))) return true
+    await delay(20)
+  }
+  return false
 }
 
 /** A server ends by itself when its index cannot be written, and never for want of room. */
