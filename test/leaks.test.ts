@@ -165,7 +165,7 @@ t.test(
     const counts: Record<string, number> = {}
     // Those for whom there is no descriptor are closed, or wait in the queue of the system.
     const answered = crowd.map((connection) =>
-      connection?.waitForReplies(1, { bodiless: true }).catch(() => 'waits' as const),
+      connection?.waitForReplies(1, { bodiless: true, within: 10_000 }).catch(() => 'waits' as const),
     )
     for (const replies of await Promise.all(answered)) {
       const reply = replies === 'waits' ? undefined : replies?.[0]
