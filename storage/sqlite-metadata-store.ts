@@ -21,7 +21,7 @@ import type {
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
-import type { QuotaStore } from './quota-store.js'
+import type { QuotaStore, QuotaUse } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase, openForReading } from './sqlite-connection.js'
@@ -117,8 +117,8 @@ function prepareQueries(db: Database.Database) {
          JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
       )
       .pluck(),
-    blobLease: db.prepare<[string, string], { size: number; leasedAt: number }>(
-      `SELECT b.size, l.linked_at AS leasedAt FROM repository r JOIN blob_link l ON l.repository_id = r.id
+    blobLease: db.prepare<[string, string], { size: number; leasedAt: number; mirror: string | null }>(
+      `SELECT b.size, l.linked_at AS leasedAt, r.mirror FROM repository r JOIN blob_link l ON l.repository_id = r.id
        JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
     ),
     manifestLease: db
@@ -223,6 +223,18 @@ class SqliteMetadataStore implements MetadataStore {
     const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
     if (row === undefined || row.leasedAt >= now - slack) return row?.size
     return this.#writer.run('renewBlob', repository, digest, now)
+  }
+
+  async leaseOwnBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<number | undefined | QuotaUse> {
+    const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
+    if (row === undefined) return undefined
+    if (row.mirror === null && row.leasedAt >= now - slack) return row.size
+    return this.#writer.run(row.mirror === null ? 'renewBlob' : 'ownBlob', repository, digest, now)
   }
 
   async isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean> {
