@@ -21,7 +21,7 @@ import type {
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
-import type { QuotaStore, QuotaUse } from './quota-store.js'
+import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase, openForReading } from './sqlite-connection.js'
@@ -214,27 +214,20 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => queries.blobSize.get(repository, digest))
   }
 
-  async leaseBlob(
-    repository: RepositoryName,
-    digest: Digest,
-    now: number,
-    slack: number,
-  ): Promise<number | undefined> {
+  async leaseBlob(...args: Parameters<MetadataStore['leaseBlob']>): Promise<number | undefined> {
+    const [repository, digest, now, slack] = args
     const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
     if (row === undefined || row.leasedAt >= now - slack) return row?.size
     return this.#writer.run('renewBlob', repository, digest, now)
   }
 
   async leaseOwnBlob(
-    repository: RepositoryName,
-    digest: Digest,
-    now: number,
-    slack: number,
-  ): Promise<number | undefined | QuotaUse> {
+    ...args: Parameters<MetadataStore['leaseOwnBlob']>
+  ): ReturnType<MetadataStore['leaseOwnBlob']> {
+    const [repository, digest, now] = args
     const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
-    if (row === undefined) return undefined
-    if (row.mirror === null && row.leasedAt >= now - slack) return row.size
-    return this.#writer.run(row.mirror === null ? 'renewBlob' : 'ownBlob', repository, digest, now)
+    const isMirrored = row !== undefined && row.mirror !== null
+    return isMirrored ? this.#writer.run('ownBlob', repository, digest, now) : this.leaseBlob(...args)
   }
 
   async isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean> {
