@@ -1,7 +1,9 @@
-import { randomUUID } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { createHash, randomUUID } from 'node:crypto'
+import { readFile, stat } from 'node:fs/promises'
 import type { MirrorConfig } from '../config/mirrors.js'
 import type { Config } from '../config/schema.js'
+import { dataPaths } from '../storage/data-folder.js'
+import type { MirrorStore } from '../storage/mirror-store.js'
 import { readCredentials } from './mirror/credentials.js'
 import { Eviction } from './mirror/eviction.js'
 import { boundOf } from './mirror/fill-bound.js'
@@ -41,7 +43,10 @@ export interface MirrorAppOptions {
 /** Composes the mirrors of a configuration that has some. @throws Error for settings that do not go together */
 export async function createMirrors(config: Config, options: MirrorAppOptions) {
   const { stores, manifestOptions } = options
-  const mirrors = new Mirrors(await Promise.all(config.mirrors.map((mirror) => createMirror(config, mirror))))
+  const viaName = await viaNameOf(config, stores.mirrors)
+  const mirrors = new Mirrors(
+    await Promise.all(config.mirrors.map((mirror) => createMirror(config, mirror, viaName))),
+  )
   const newHolder = () => `${options.processName}:${randomUUID()}`
   const store = stores.mirrors
   const flush = async () => {
@@ -141,8 +146,18 @@ function inBackground({ onError }: MirrorAppOptions, what: string) {
   }
 }
 
+/**
+ * What this installation calls itself in `Via`: the same in all its processes, and another one in a copy of its data
+ * folder. It tells nothing about either.
+ */
+export async function viaNameOf(config: Config, store: Pick<MirrorStore, 'findName'>): Promise<string> {
+  const { ino } = await stat(dataPaths(config.data).database)
+  const hash = createHash('sha256').update(`${await store.findName()}:${ino}`)
+  return `boathouse-${hash.digest('hex').slice(0, 32)}`
+}
+
 /** One mirror with its upstream, which the caller closes. @throws Error for settings that do not go together */
-export async function createMirror(config: Config, mirror: MirrorConfig): Promise<Mirror> {
+export async function createMirror(config: Config, mirror: MirrorConfig, viaName: string): Promise<Mirror> {
   const credentials = readCredentials(mirror)
   const { http, https, exceptions } = config.proxy
   const idle = mirror.idleTimeout
@@ -158,6 +173,7 @@ export async function createMirror(config: Config, mirror: MirrorConfig): Promis
     timeouts: { connect: mirror.connectTimeout, headers: idle, idle, answer: 2 * idle },
     maxConnections: mostConnections,
     userAgent: `boathouse/${version}`,
+    viaName,
   })
   return new Mirror({
     name: mirror.name,
@@ -171,5 +187,6 @@ export async function createMirror(config: Config, mirror: MirrorConfig): Promis
     freshness: mirror.freshness,
     onUpstreamDeleted: mirror.onUpstreamDeleted,
     isOpen: credentials === undefined || mirror.public,
+    viaName,
   })
 }

@@ -3,7 +3,7 @@ import type { Config } from '../config/schema.js'
 import { syncProcess } from '../storage/mirror-store.js'
 import { MirrorSync, type SyncedImage, type SyncProgress, type SyncReport } from './mirror/sync.js'
 import { lookingSource } from './mirror/sync-source.js'
-import { createMirror, createMirrors } from './mirror-app.js'
+import { createMirror, createMirrors, viaNameOf } from './mirror-app.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService } from './registry/blobs.js'
 import { ManifestParser } from './registry/manifest-parser.js'
@@ -134,11 +134,12 @@ export async function previewSync(
 ): Promise<readonly SyncReport[]> {
   const parser = new ManifestParser()
   const reports: SyncReport[] = []
+  const viaName = await viaNameOf(config, store)
   try {
     for (const settings of chosen(config, run.mirrors)) {
       if (run.signal.aborted) break
       const { budget, sync } = settings
-      const mirror = await createMirror(config, settings)
+      const mirror = await createMirror(config, settings, viaName)
       const close = () => void mirror.upstream.close()
       run.signal.addEventListener('abort', close)
       const source = lookingSource(mirror, metadata)

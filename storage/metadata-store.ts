@@ -79,6 +79,8 @@ export type PutManifestResult =
   | { readonly outcome: 'over-quota'; readonly excess: QuotaUse }
   /** A tag that must not move points at another manifest. */
   | { readonly outcome: 'immutable'; readonly tag: Tag }
+  /** It is there under another type, which something depends on: a tag that must not move, or a referrer. */
+  | { readonly outcome: 'retyped'; readonly mediaType: string; readonly for: Tag | 'referrer' }
   /** Required children that the repository does not hold. */
   | { readonly outcome: 'missing'; readonly digests: readonly Digest[] }
   /** A child whose stored size is another than the manifest says. */
@@ -161,6 +163,13 @@ export interface MetadataStore {
     now: number,
     slack: number,
   ): Promise<number | undefined>
+  /** The same for whoever pushes it: what a mirror has filled is its owner's from then on, or a quota is in the way. */
+  leaseOwnBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    now: number,
+    slack: number,
+  ): Promise<number | undefined | QuotaUse>
   /** Whether the repository links this blob, and its bytes are known to be missing or altered. */
   isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean>
   /** Repositories that link the blob, at most `limit`; none when it is damaged. */

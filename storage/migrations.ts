@@ -335,6 +335,31 @@ const migrations: readonly Migration[] = [
       INSERT INTO running_time SELECT t, t FROM (SELECT max(updated_at) AS t FROM tag) WHERE t IS NOT NULL;
     `,
   },
+  {
+    // Blobs that one mirror alone has were delivered by its upstream; of others nobody has written down by whom. A tag
+    // of a mirror that was set since its upstream was asked was pushed: its repository is not the mirror's.
+    version: 10,
+    sql: `
+      CREATE TABLE mirror_delivery (
+        blob_id INTEGER NOT NULL REFERENCES blob (id) ON DELETE CASCADE,
+        mirror TEXT NOT NULL,
+        PRIMARY KEY (blob_id, mirror)
+      ) STRICT, WITHOUT ROWID;
+
+      UPDATE repository SET mirror = NULL WHERE mirror IS NOT NULL AND EXISTS (
+        SELECT 1 FROM tag t WHERE t.repository_id = repository.id
+          AND (t.checked_at IS NULL OR t.checked_at < t.updated_at));
+      DELETE FROM mirror_blob WHERE NOT EXISTS (
+        SELECT 1 FROM blob_link l JOIN repository r ON r.id = l.repository_id
+        WHERE l.blob_id = mirror_blob.blob_id AND r.mirror = mirror_blob.mirror);
+      INSERT INTO mirror_delivery SELECT m.blob_id, m.mirror FROM mirror_blob m WHERE NOT EXISTS (
+        SELECT 1 FROM blob_link l JOIN repository r ON r.id = l.repository_id
+        WHERE l.blob_id = m.blob_id AND r.mirror IS NOT m.mirror);
+
+      ALTER TABLE service ADD COLUMN name TEXT;
+      UPDATE service SET name = lower(hex(randomblob(16)));
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

@@ -11,9 +11,13 @@ export const syncProcess = 'sync'
 /** What the names of their holders begin with. */
 export const syncHolder = `${syncProcess}:`
 
+/** Owner of the uploads that fills are: no user can have this name. */
+export const fillOwner = '/mirror'
+
 /**
- * What a repository is: `local` holds what was pushed here, `mirrored` what came from an upstream. A repository
- * that holds nothing is `absent`.
+ * What a repository is: `local` holds what was pushed here, or what can be restored of it, `mirrored` nothing but what
+ * came from an upstream. A repository that holds nothing is `absent`. The first push makes a mirrored one local, with
+ * all that it holds, for good.
  */
 export type RepositoryKind = 'absent' | 'local' | 'mirrored'
 
@@ -104,6 +108,8 @@ export interface MirroredBlob {
  * RegistryError UNAVAILABLE or STORAGE_FULL: then it did not happen.
  */
 export interface MirrorStore {
+  /** A name that this index has, unlike any other's; a copy has the same. */
+  findName(): Promise<string>
   findRepositoryKind(repository: RepositoryName): Promise<RepositoryKind>
   /** Manifests of the repository that name this blob, at most `limit`. */
   listNaming(repository: RepositoryName, digest: Digest, limit: number): Promise<readonly StoredManifest[]>
@@ -129,7 +135,16 @@ export interface MirrorStore {
   /** Notes how large the blob will be, for the workers that follow, and the room it takes; undefined takes it back. */
   noteFillSize(id: string, holder: string, size: number | undefined): Promise<void>
   findFill(id: string): Promise<Fill | undefined>
-  /** Links a blob that is stored already to a repository of the mirror. False when it is not stored. */
+  /**
+   * Bytes of a blob that may be lent to the repositories of a mirror: it is stored here, for whomever, and the mirror's
+   * own upstream has once delivered all its bytes. Undefined when either is not so: whoever says that he has them
+   * does not thereby get to see them.
+   */
+  findLendable(mirror: string, digest: Digest): Promise<number | undefined>
+  /**
+   * Links a blob as {@link findLendable} finds it to a repository of the mirror. False when there is none, or when the
+   * repository holds what was pushed here.
+   */
   linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): Promise<boolean>
 
   /**
@@ -150,6 +165,11 @@ export interface MirrorStore {
   endSync(): Promise<void>
   /** Gives back what syncs that died held. */
   releaseDeadSync(): Promise<void>
+  /**
+   * Gives each mirror the repositories below its name that another one has filled, with what they hold; nothing in them
+   * counts as looked up. What lies below none of the names stays as it is. To be called before anybody is served.
+   */
+  settleRepositories(mirrors: readonly string[]): Promise<void>
   /** Replaces what is said of a mirror's last sync. Not durable. */
   noteSync(mirror: string, text: string): Promise<void>
 

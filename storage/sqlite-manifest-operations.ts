@@ -78,25 +78,13 @@ export function prepareManifests(db: Database) {
     .prepare<[number, string], Digest>('SELECT digest FROM manifest WHERE repository_id = ? AND digest = ?')
     .pluck()
   const checkChildren = prepareCheckChildren(db)
+  const checkType = prepareCheckType(db)
   const hasTag = db
     .prepare(
       'SELECT 1 FROM tag t JOIN repository r ON r.id = t.repository_id WHERE r.name = ? AND t.name = ?',
     )
     .pluck()
-  // An immutable tag also keeps what its index lists, at any depth.
-  const tagsAbove = db
-    .prepare<{ repository: string; digest: string }, Tag>(
-      `WITH RECURSIVE above (id, repository_id, digest) AS (
-         SELECT m.id, m.repository_id, m.digest FROM manifest m JOIN repository r ON r.id = m.repository_id
-         WHERE r.name = :repository AND m.digest = :digest
-         UNION
-         SELECT m.id, m.repository_id, m.digest FROM above
-         JOIN manifest_child c ON c.repository_id = above.repository_id AND c.digest = above.digest
-         JOIN manifest m ON m.id = c.manifest_id
-       )
-       SELECT t.name FROM above JOIN tag t ON t.manifest_id = above.id`,
-    )
-    .pluck()
+  const findImmutable = prepareFindImmutable(db)
 
   function currentDigest(repository: number, manifest: NewManifest): Digest | undefined {
     const [tag] = manifest.tags
@@ -113,7 +101,8 @@ export function prepareManifests(db: Database) {
   }
 
   return {
-    putManifest(manifest: NewManifest): PutManifestResult {
+    /** @param beforeStore is called when nothing is in the way any more */
+    putManifest(manifest: NewManifest, beforeStore?: () => void): PutManifestResult {
       const { digest, now } = manifest
       const repository = repositoryId(manifest.repository, now)
       if (!holds(manifest.condition, currentDigest(repository, manifest))) {
@@ -124,8 +113,9 @@ export function prepareManifests(db: Database) {
         return current !== undefined && current !== digest
       })
       if (moved !== undefined) return { outcome: 'immutable', tag: moved }
-      const refusal = checkChildren(repository, manifest)
+      const refusal = checkType(repository, manifest) ?? checkChildren(repository, manifest)
       if (refusal !== undefined) return refusal
+      beforeStore?.()
       const stored = insert.get(
         repository,
         digest,
@@ -182,8 +172,7 @@ export function prepareManifests(db: Database) {
     /** The tags and the edges go with it by their foreign keys. */
     deleteManifest(repository: RepositoryName, digest: Digest, deletion: Deletion): DeleteResult {
       const { immutable, user, now } = deletion
-      const tags = immutable.length === 0 ? [] : tagsAbove.all({ repository, digest })
-      const kept = tags.find((tag) => isImmutable(tag, immutable))
+      const kept = findImmutable(repository, digest, immutable)
       if (kept !== undefined) return { outcome: 'immutable', tag: kept }
       const found = findRepository.get(repository)
       const id = findId.get(repository, digest)
@@ -195,6 +184,66 @@ export function prepareManifests(db: Database) {
       deleteManifest.run(id)
       return { outcome: 'deleted' }
     },
+  }
+}
+
+/** Finds an immutable tag that leads to a manifest: it also keeps what its index lists, at any depth. */
+function prepareFindImmutable(db: Database) {
+  const tagsAbove = db
+    .prepare<{ repository: string; digest: string }, Tag>(
+      `WITH RECURSIVE above (id, repository_id, digest) AS (
+         SELECT m.id, m.repository_id, m.digest FROM manifest m JOIN repository r ON r.id = m.repository_id
+         WHERE r.name = :repository AND m.digest = :digest
+         UNION
+         SELECT m.id, m.repository_id, m.digest FROM above
+         JOIN manifest_child c ON c.repository_id = above.repository_id AND c.digest = above.digest
+         JOIN manifest m ON m.id = c.manifest_id
+       )
+       SELECT t.name FROM above JOIN tag t ON t.manifest_id = above.id`,
+    )
+    .pluck()
+  return function findImmutable(
+    repository: RepositoryName,
+    digest: Digest,
+    immutable: readonly string[],
+  ): Tag | undefined {
+    if (immutable.length === 0) return undefined
+    return tagsAbove.all({ repository, digest }).find((tag) => isImmutable(tag, immutable))
+  }
+}
+
+/**
+ * The same bytes can be pushed under another type where they do not say it themselves. What something depends on keeps
+ * the type, and with it the subject, of its first push.
+ */
+function prepareCheckType(db: Database) {
+  const findImmutable = prepareFindImmutable(db)
+  const find = db.prepare<[number, string], { mediaType: string; subject: Digest | null }>(
+    'SELECT media_type AS mediaType, subject FROM manifest WHERE repository_id = ? AND digest = ?',
+  )
+  // A referrer that was deleted comes back with its subject: it must not find its place taken by something else.
+  const findDeleted = db.prepare<[number, string], { mediaType: string; subject: Digest | null }>(
+    'SELECT media_type AS mediaType, subject FROM deleted_manifest WHERE repository_id = ? AND digest = ?',
+  )
+  const hasReferrers = db
+    .prepare('SELECT 1 FROM manifest WHERE repository_id = ? AND subject = ? LIMIT 1')
+    .pluck()
+
+  return function check(repository: number, manifest: NewManifest): PutManifestResult | undefined {
+    const { digest, mediaType } = manifest
+    const stored = find.get(repository, digest)
+    const known = stored ?? findDeleted.get(repository, digest)
+    if (known === undefined || known.mediaType === mediaType) return undefined
+    const refuse = (dependent: Tag | 'referrer'): PutManifestResult => ({
+      outcome: 'retyped',
+      mediaType: known.mediaType,
+      for: dependent,
+    })
+    if (known.subject !== null) return refuse('referrer')
+    if (stored === undefined) return undefined
+    if (hasReferrers.get(repository, digest) !== undefined) return refuse('referrer')
+    const tag = findImmutable(manifest.repository, digest, manifest.immutable)
+    return tag === undefined ? undefined : refuse(tag)
   }
 }
 

@@ -117,8 +117,8 @@ function prepareQueries(db: Database.Database) {
          JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
       )
       .pluck(),
-    blobLease: db.prepare<[string, string], { size: number; leasedAt: number }>(
-      `SELECT b.size, l.linked_at AS leasedAt FROM repository r JOIN blob_link l ON l.repository_id = r.id
+    blobLease: db.prepare<[string, string], { size: number; leasedAt: number; mirror: string | null }>(
+      `SELECT b.size, l.linked_at AS leasedAt, r.mirror FROM repository r JOIN blob_link l ON l.repository_id = r.id
        JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
     ),
     manifestLease: db
@@ -214,15 +214,20 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#read((queries) => queries.blobSize.get(repository, digest))
   }
 
-  async leaseBlob(
-    repository: RepositoryName,
-    digest: Digest,
-    now: number,
-    slack: number,
-  ): Promise<number | undefined> {
+  async leaseBlob(...args: Parameters<MetadataStore['leaseBlob']>): Promise<number | undefined> {
+    const [repository, digest, now, slack] = args
     const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
     if (row === undefined || row.leasedAt >= now - slack) return row?.size
     return this.#writer.run('renewBlob', repository, digest, now)
+  }
+
+  async leaseOwnBlob(
+    ...args: Parameters<MetadataStore['leaseOwnBlob']>
+  ): ReturnType<MetadataStore['leaseOwnBlob']> {
+    const [repository, digest, now] = args
+    const row = await this.#read((queries) => queries.blobLease.get(repository, digest))
+    const isMirrored = row !== undefined && row.mirror !== null
+    return isMirrored ? this.#writer.run('ownBlob', repository, digest, now) : this.leaseBlob(...args)
   }
 
   async isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean> {

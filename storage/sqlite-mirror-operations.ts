@@ -14,7 +14,8 @@ interface Base {
 
 /** The operations of mirrors that write; see {@link MirrorStore} for what each promises. */
 export function prepareMirrorOperations(db: Database, base: Base) {
-  const claim = prepareClaim(db, base)
+  const owners = prepareOwners(db)
+  const claim = prepareClaim(db, base, owners.give)
   const checked = db.prepare(
     'UPDATE tag SET checked_at = ? WHERE repository_id = (SELECT id FROM repository WHERE name = ?) AND name = ?',
   )
@@ -28,13 +29,26 @@ export function prepareMirrorOperations(db: Database, base: Base) {
      VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT (id) DO NOTHING`,
   )
   const setSize = db.prepare('UPDATE upload SET size = ? WHERE id = ? AND holder = ?')
-  const findBlob = db
-    .prepare<[string], number>("SELECT id FROM blob WHERE digest = ? AND state = 'live' AND damage IS NULL")
+  const findLendable = db
+    .prepare<{ mirror: string; digest: string }, number>(
+      `SELECT b.id FROM blob b JOIN mirror_delivery d ON d.blob_id = b.id AND d.mirror = :mirror
+       WHERE b.digest = :digest AND b.state = 'live' AND b.damage IS NULL`,
+    )
     .pluck()
+  const noteDelivery = db.prepare(
+    `INSERT INTO mirror_delivery (blob_id, mirror)
+     SELECT id, :mirror FROM blob WHERE digest = :digest ON CONFLICT DO NOTHING`,
+  )
 
   return {
     ...prepareMirrorNotes(db),
     ...prepareEviction(db),
+    ...owners,
+
+    /** The mirror's upstream has delivered a blob that is stored. */
+    noteDelivery(mirror: string, digest: Digest): void {
+      noteDelivery.run({ mirror, digest })
+    },
 
     putMirrored(manifest: NewManifest, mirror: string): PutManifestResult | { readonly outcome: 'local' } {
       if (!claim(manifest.repository, mirror, manifest.now)) return { outcome: 'local' }
@@ -61,7 +75,7 @@ export function prepareMirrorOperations(db: Database, base: Base) {
     },
 
     linkMirrored(repository: RepositoryName, digest: Digest, mirror: string, now: number): boolean {
-      const blob = findBlob.get(digest)
+      const blob = findLendable.get({ mirror, digest })
       if (blob === undefined || !claim(repository, mirror, now)) return false
       base.linkBlob(repository, blob, now)
       return true
@@ -69,20 +83,91 @@ export function prepareMirrorOperations(db: Database, base: Base) {
   }
 }
 
-/** Makes a repository the mirror's, unless it holds what was pushed here. */
-function prepareClaim(db: Database, base: Base) {
+/** Makes a repository the mirror's, unless it holds what was pushed here, or what can be restored of it. */
+function prepareClaim(db: Database, base: Base, give: (change: OwnerChange) => void) {
   const find = db.prepare<[string], { id: number; mirror: string | null; isUsed: number }>(
-    `SELECT r.id, r.mirror, EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
-       OR EXISTS (SELECT 1 FROM blob_link WHERE repository_id = r.id) AS isUsed
-     FROM repository r WHERE r.name = ?`,
+    `SELECT r.id, r.mirror, ${isRepositoryUsed} AS isUsed FROM repository r WHERE r.name = ?`,
   )
-  const set = db.prepare('UPDATE repository SET mirror = ? WHERE id = ?')
   return function claim(repository: RepositoryName, mirror: string, now: number): boolean {
     const row = find.get(repository)
     if (row?.mirror === mirror) return true
-    if (row !== undefined && row.isUsed === 1) return false
-    set.run(mirror, base.repositoryId(repository, now))
+    if (row?.mirror === null && row.isUsed === 1) return false
+    give({ id: base.repositoryId(repository, now), from: row?.mirror ?? null, to: mirror })
     return true
+  }
+}
+
+/** Whether a repository `r` holds anything, or could have it back. */
+export const isRepositoryUsed = `(EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
+  OR EXISTS (SELECT 1 FROM blob_link WHERE repository_id = r.id)
+  OR EXISTS (SELECT 1 FROM deleted_manifest WHERE repository_id = r.id))`
+
+/** A repository goes from one mirror to another, or to those who push here (null). */
+interface OwnerChange {
+  readonly id: number
+  readonly from: string | null
+  readonly to: string | null
+}
+
+/** Repositories that {@link MirrorStore.settleRepositories} changes in one transaction. */
+const settledAtOnce = 100
+
+/** Whose the repositories are. */
+function prepareOwners(db: Database) {
+  const find = db.prepare<[string], { id: number; mirror: string | null }>(
+    'SELECT id, mirror FROM repository WHERE name = ?',
+  )
+  const set = db.prepare('UPDATE repository SET mirror = ? WHERE id = ?')
+  // Another upstream has never said what these tags point at.
+  const uncheck = db.prepare('UPDATE tag SET checked_at = NULL WHERE repository_id = ?')
+  const take = db.prepare<OwnerChange>(
+    `INSERT INTO mirror_blob (mirror, blob_id, size, used_at)
+     SELECT :to, m.blob_id, m.size, m.used_at FROM blob_link l
+       JOIN mirror_blob m ON m.blob_id = l.blob_id AND m.mirror = :from WHERE l.repository_id = :id
+     ON CONFLICT DO UPDATE SET used_at = max(used_at, excluded.used_at)`,
+  )
+  const drop = db.prepare<Omit<OwnerChange, 'to'>>(
+    `DELETE FROM mirror_blob WHERE mirror = :from
+       AND blob_id IN (SELECT blob_id FROM blob_link WHERE repository_id = :id)
+       AND NOT EXISTS (
+         SELECT 1 FROM blob_link l JOIN repository r ON r.id = l.repository_id
+         WHERE l.blob_id = mirror_blob.blob_id AND r.mirror = :from)`,
+  )
+  // The names below one are a range of the index: '0' follows '/'.
+  const misplaced = db.prepare<{ names: string; limit: number }, OwnerChange>(
+    `SELECT r.id, r.mirror AS "from", n.value AS "to" FROM json_each(:names) n
+       CROSS JOIN repository r ON r.name > n.value || '/' AND r.name < n.value || '0'
+     WHERE r.mirror IS NOT NULL AND r.mirror <> n.value LIMIT :limit`,
+  )
+
+  function give({ id, from, to }: OwnerChange): void {
+    set.run(to, id)
+    uncheck.run(id)
+    if (from === null) return
+    if (to !== null) take.run({ id, from, to })
+    drop.run({ id, from })
+  }
+
+  return {
+    give,
+
+    /** The mirror that a repository belongs to; undefined when it is none's. */
+    mirrorOf(repository: RepositoryName): string | undefined {
+      return find.get(repository)?.mirror ?? undefined
+    },
+
+    /** What a mirror has filled becomes what was pushed here: nothing of it is evicted any more. */
+    disown(repository: RepositoryName): void {
+      const row = find.get(repository)
+      if (row !== undefined && row.mirror !== null) give({ id: row.id, from: row.mirror, to: null })
+    },
+
+    /** @returns how many repositories got another mirror; 0 when all have theirs */
+    settleRepositories(mirrors: readonly string[]): number {
+      const changes = misplaced.all({ names: JSON.stringify(mirrors), limit: settledAtOnce })
+      for (const change of changes) give(change)
+      return changes.length
+    },
   }
 }
 

@@ -15,6 +15,7 @@ import {
 } from './mirror-store.js'
 import { releaseDeadCollector } from './sqlite-collection-store.js'
 import type { Lock } from './sqlite-lock.js'
+import { isRepositoryUsed } from './sqlite-mirror-operations.js'
 import { lockSync, releaseDeadSync } from './sqlite-sync-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
 
@@ -35,11 +36,16 @@ interface StateRow extends Omit<MirrorState, 'health' | 'healthAt' | 'sync'> {
 
 function prepareQueries(db: Database.Database) {
   return {
+    name: db.prepare<[], string>('SELECT name FROM service').pluck(),
     kind: db.prepare<[string], { mirror: string | null; isUsed: number }>(
-      `SELECT mirror, EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
-         OR EXISTS (SELECT 1 FROM blob_link WHERE repository_id = r.id) AS isUsed
-       FROM repository r WHERE name = ?`,
+      `SELECT mirror, ${isRepositoryUsed} AS isUsed FROM repository r WHERE name = ?`,
     ),
+    lendable: db
+      .prepare<[string, string], number>(
+        `SELECT b.size FROM blob b JOIN mirror_delivery d ON d.blob_id = b.id
+         WHERE d.mirror = ? AND b.digest = ? AND b.state = 'live' AND b.damage IS NULL`,
+      )
+      .pluck(),
     tagged: db.prepare<[string, string], TaggedRow>(
       `SELECT m.digest AS digest, m.media_type AS mediaType, m.size AS size, t.checked_at AS checkedAt,
          r.mirror AS mirror, m.bytes AS bytes
@@ -98,6 +104,10 @@ export class SqliteMirrorStore implements MirrorStore {
     }
   }
 
+  async findName(): Promise<string> {
+    return (await this.#read((queries) => queries.name.get())) ?? ''
+  }
+
   findRepositoryKind(repository: RepositoryName): Promise<RepositoryKind> {
     return this.#read((queries) => {
       const row = queries.kind.get(repository)
@@ -146,6 +156,10 @@ export class SqliteMirrorStore implements MirrorStore {
       row = await find()
     }
     return row === undefined ? undefined : { size: row.size ?? undefined, isHeld: row.holder !== null }
+  }
+
+  findLendable(mirror: string, digest: Digest): Promise<number | undefined> {
+    return this.#read((queries) => queries.lendable.get(mirror, digest))
   }
 
   linkMirrored(...args: Parameters<MirrorStore['linkMirrored']>): Promise<boolean> {
@@ -197,6 +211,10 @@ export class SqliteMirrorStore implements MirrorStore {
 
   releaseDeadSync(): Promise<void> {
     return releaseDeadSync(this.#writer)
+  }
+
+  async settleRepositories(mirrors: readonly string[]): Promise<void> {
+    for (;;) if ((await this.#writer.run('settleRepositories', mirrors)) === 0) return
   }
 
   noteSync(...args: Parameters<MirrorStore['noteSync']>): Promise<void> {

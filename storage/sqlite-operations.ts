@@ -1,7 +1,8 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName } from '../src/oci/reference.js'
 import type { NewManifest, PutManifestResult } from './metadata-store.js'
-import { syncHolder } from './mirror-store.js'
+import { fillOwner, syncHolder } from './mirror-store.js'
 import type { QuotaUse } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
@@ -102,13 +103,25 @@ export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)
   const manifests = prepareManifests(db)
-  const mirrors = prepareMirrorOperations(db, {
+  const {
+    give: _,
+    disown,
+    mirrorOf,
+    noteDelivery,
+    ...mirrors
+  } = prepareMirrorOperations(db, {
     ...uploads,
     ...blobs,
     ...manifests,
     repositoryId: prepareRepositoryId(db),
   })
-  const { findExcess, ...quotas } = prepareQuotas(db)
+  const { findExcess, recount, ...quotas } = prepareQuotas(db)
+
+  /** What is pushed is its owner's from that moment: whatever a mirror has filled before, it is a mirror's no longer. */
+  function own(repository: RepositoryName): void {
+    if (mirrorOf(repository) !== undefined) recount(repository, () => disown(repository))
+  }
+
   // A row that is written as it is would be no write at all, and nothing would be synced.
   const probe = db.prepare('UPDATE probe SET checked_at = max(checked_at + 1, ?)')
   return {
@@ -129,14 +142,29 @@ export function prepareOperations(db: Database) {
     mountBlob(...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse {
       const [repository, digest, from] = args
       const size = blobs.sizeToLink(repository, digest, from)
-      const excess = size === undefined ? undefined : findExcess(repository, size)
-      return excess ?? blobs.mountBlob(...args)
+      const isOwn = mirrorOf(repository) === undefined
+      const excess = size === undefined && isOwn ? undefined : findExcess(repository, size ?? 0)
+      if (excess !== undefined) return excess
+      const isMounted = blobs.mountBlob(...args)
+      if (isMounted) own(repository)
+      return isMounted
+    },
+
+    ownBlob(repository: RepositoryName, digest: Digest, now: number): number | undefined | QuotaUse {
+      const excess = mirrorOf(repository) === undefined ? undefined : findExcess(repository, 0)
+      if (excess !== undefined) return excess
+      const size = blobs.renewBlob(repository, digest, now)
+      if (size !== undefined) own(repository)
+      return size
     },
 
     putManifest(manifest: NewManifest): PutManifestResult {
       const isNew = !manifests.hasManifest(manifest.repository, manifest.digest)
-      const excess = isNew ? findExcess(manifest.repository, manifest.bytes.byteLength) : undefined
-      return excess === undefined ? manifests.putManifest(manifest) : { outcome: 'over-quota', excess }
+      const isOwn = mirrorOf(manifest.repository) === undefined
+      const bytes = isNew ? manifest.bytes.byteLength : 0
+      const excess = isNew || !isOwn ? findExcess(manifest.repository, bytes) : undefined
+      if (excess !== undefined) return { outcome: 'over-quota', excess }
+      return manifests.putManifest(manifest, () => own(manifest.repository))
     },
 
     /** Whoever begins with this text is dead: what it held is free. */
@@ -157,8 +185,15 @@ export function prepareOperations(db: Database) {
       blob: { readonly digest: Digest; readonly size: number },
       now: number,
     ): boolean {
-      const repository = uploads.repositoryOf(id, holder, blob.digest)
-      if (repository === undefined || !blobs.add(repository, blob, now)) return false
+      const upload = uploads.findFinishing(id, holder, blob.digest)
+      if (upload === undefined) return false
+      const { repository, owner } = upload
+      const mirror = owner === fillOwner ? mirrorOf(repository) : undefined
+      // Somebody has pushed into it since the fill began: nothing from upstream gets in there any more.
+      if (owner === fillOwner && mirror === undefined) return false
+      if (!blobs.add(repository, blob, now)) return false
+      if (mirror === undefined) own(repository)
+      else noteDelivery(mirror, blob.digest)
       uploads.removeUpload(id, holder)
       return true
     },

@@ -32,9 +32,17 @@ export function prepareQuotas(db: Database) {
   return {
     /** The quota that so many bytes more would exceed; a repository that is new is counted from now on. */
     findExcess(repository: RepositoryName, bytes: number): QuotaUse | undefined {
-      const matching = list.all().filter((quota) => matches(quota, repository))
-      for (const quota of matching) members.add(quota.pattern, repository)
-      return matching.find(({ limit, used }) => used + bytes > limit)
+      const find = () => list.all().filter((quota) => matches(quota, repository))
+      const matching = find()
+      const added = matching.filter(({ pattern }) => members.add(pattern, repository))
+      return (added.length === 0 ? matching : find()).find(({ limit, used }) => used + bytes > limit)
+    },
+
+    /** Does what changes whose a repository is: what it holds counts as it did before, and from then on anew. */
+    recount(repository: RepositoryName, change: () => void): void {
+      members.leave(repository)
+      change()
+      for (const quota of list.all()) if (matches(quota, repository)) members.add(quota.pattern, repository)
     },
 
     setQuotas(quotas: readonly Quota[]): void {
@@ -82,22 +90,32 @@ function prepareMembers(db: Database) {
   const add = db.prepare(
     'INSERT INTO quota_repository (repository, pattern) VALUES (?, ?) ON CONFLICT DO NOTHING',
   )
-  const count = db.prepare(
-    `UPDATE quota SET used = used
-       + (SELECT coalesce(sum(b.size), 0) FROM repository r JOIN blob_link l ON l.repository_id = r.id
+  const held = `(
+       (SELECT coalesce(sum(b.size), 0) FROM repository r JOIN blob_link l ON l.repository_id = r.id
           JOIN blob b ON b.id = l.blob_id WHERE r.name = :repository)
        + (SELECT coalesce(sum(m.size), 0) FROM repository r JOIN manifest m ON m.repository_id = r.id
           WHERE r.name = :repository)
-       + (SELECT coalesce(sum(max(offset, reserved)), 0) FROM upload WHERE repository = :repository)
-     WHERE pattern = :pattern`,
+       + (SELECT coalesce(sum(max(offset, reserved)), 0) FROM upload WHERE repository = :repository))`
+  const count = db.prepare(`UPDATE quota SET used = used + ${held} WHERE pattern = :pattern`)
+  const discount = db.prepare(
+    `UPDATE quota SET used = used - ${held}
+     WHERE pattern IN (SELECT pattern FROM quota_repository WHERE repository = :repository)`,
   )
+  const forget = db.prepare('DELETE FROM quota_repository WHERE repository = ?')
   return {
     set: ({ pattern, limit }: Quota) => set.run(pattern, limit),
     drop: (pattern: string) => drop.run(pattern),
     listNames: () => names.all(),
-    /** Counts what the repository holds, once. */
-    add(pattern: string, repository: RepositoryName): void {
-      if (add.run(repository, pattern).changes === 1) count.run({ repository, pattern })
+    /** Takes out of every quota what the repository holds. */
+    leave(repository: RepositoryName): void {
+      discount.run({ repository })
+      forget.run(repository)
+    },
+    /** Counts what the repository holds, once. @returns whether it did so now */
+    add(pattern: string, repository: RepositoryName): boolean {
+      const isNew = add.run(repository, pattern).changes === 1
+      if (isNew) count.run({ repository, pattern })
+      return isNew
     },
   }
 }

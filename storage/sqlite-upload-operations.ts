@@ -45,11 +45,10 @@ export function prepareUploads(db: Database) {
        AND (:except = '' OR substr(holder, 1, length(:except)) <> :except)`,
   )
   const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
-  const repositoryOf = db
-    .prepare<[string, string, string], RepositoryName>(
-      'SELECT repository FROM upload WHERE id = ? AND holder = ? AND finishing = ?',
-    )
-    .pluck()
+  const findFinishing = db.prepare<
+    [string, string, string],
+    { readonly repository: RepositoryName; readonly owner: string }
+  >('SELECT repository, owner FROM upload WHERE id = ? AND holder = ? AND finishing = ?')
   const expire = db
     .prepare<[number, number], string>(
       `DELETE FROM upload WHERE id IN (
@@ -103,9 +102,9 @@ export function prepareUploads(db: Database) {
       return expire.all(before, limit)
     },
 
-    /** The repository of an upload whose turn this holder has taken in order to make it the blob of this digest. */
-    repositoryOf(id: string, holder: string, finishing: Digest): RepositoryName | undefined {
-      return repositoryOf.get(id, holder, finishing)
+    /** An upload whose turn this holder has taken in order to make it the blob of this digest. */
+    findFinishing(id: string, holder: string, finishing: Digest) {
+      return findFinishing.get(id, holder, finishing)
     },
   }
 }

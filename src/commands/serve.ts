@@ -115,6 +115,7 @@ async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
     isOpen = await prepareAccess(config, stores.access, logger)
   }
   await stores.quotas.setQuotas(config.quotas)
+  await stores.mirrors.settleRepositories(config.mirrors.map(({ name }) => name))
   // Nobody else serves this folder: whoever held a turn is dead, but for a sync that may be at work.
   await stores.metadata.releaseTurns('')
   await stores.mirrors.releaseDeadSync()

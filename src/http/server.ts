@@ -4,6 +4,7 @@ import type { Logger } from 'pino'
 import type { AccessPolicy } from '../auth/access.js'
 import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
+import { withHops } from '../registry/hops.js'
 import type { NameResolver } from '../registry/names.js'
 import { authorize, hideUnknown } from './authorize.js'
 import { noteExpectation } from './body.js'
@@ -163,7 +164,7 @@ async function serve(
       response.setHeader('OCI-Namespace', authorized.target.namespace) // MI-21
     }
     const exchange = new Exchange(request, response, { params, address, ...authorized })
-    await handlers[route.handler](exchange).catch((error) => {
+    await withHops(request.headers.via, () => handlers[route.handler](exchange)).catch((error) => {
       if (isUnknown(error)) hideUnknown(access, authorized)
       throw error
     })

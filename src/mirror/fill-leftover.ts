@@ -1,8 +1,6 @@
+import { fillOwner } from '../../storage/mirror-store.js'
 import { algorithmOf } from '../oci/digest.js'
 import type { FillContext, FillTask } from './fill-task.js'
-
-/** Owner of the uploads that fills are: no user can have this name. */
-export const fillOwner = '/mirror'
 
 /** Throws away what an earlier try has left of a blob that has come in another way, unless somebody is at it. */
 export async function dropLeftover(

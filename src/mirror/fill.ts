@@ -2,9 +2,10 @@ import { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Copier, UploadReader } from '../../storage/blob-store.js'
 import type { Upload } from '../../storage/metadata-store.js'
+import { fillOwner } from '../../storage/mirror-store.js'
 import { algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
-import { dropLeftover, fillOwner } from './fill-leftover.js'
+import { dropLeftover } from './fill-leftover.js'
 import { isShort, storedBytes, whileRoom, without } from './fill-pieces.js'
 import { FillProgress } from './fill-progress.js'
 import type { FillContext, FillTask } from './fill-task.js'
@@ -106,9 +107,24 @@ export class Fill {
     if (kept !== undefined) {
       return { copyTo: (...what) => kept.copyTo(...what), close: async () => undefined }
     }
-    const opened = (await blobs.openUpload(this.#task.id)) ?? (await blobs.open(this.#task.digest))
-    if (opened === undefined) throw new RegistryError('UNAVAILABLE', 'the blob is gone again')
-    return opened
+    for (;;) {
+      const isRight = this.#progress.isEnded && this.#progress.failure === undefined
+      const upload = await blobs.openUpload(this.#task.id)
+      if (upload !== undefined) return upload
+      // The store may have the same blob for others, whatever came in here: it is shown by its link, or once it came.
+      if (isRight || (await this.#isLinked())) {
+        const stored = await blobs.open(this.#task.digest)
+        if (stored !== undefined) return stored
+        throw new RegistryError('UNAVAILABLE', 'the blob is gone again')
+      }
+      if (this.#progress.failure !== undefined) throw this.#progress.failure
+      await delay(followInterval)
+    }
+  }
+
+  async #isLinked(): Promise<boolean> {
+    const { repository, digest } = this.#task
+    return (await this.#context.metadata.findBlob(repository, digest)) !== undefined
   }
 
   /** Gives up; what has come is kept for the next try. */

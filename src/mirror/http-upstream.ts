@@ -46,6 +46,8 @@ export interface HttpUpstreamOptions {
   /** Connections at once: this many for blobs, and as many for everything else. */
   readonly maxConnections: number
   readonly userAgent: string
+  /** What this registry calls itself in `Via`, behind those through which a request has come; undefined to send none. */
+  readonly viaName?: string | undefined
   /** Told of each failure to ask it; the message has no secret. */
   readonly onFailure?: ((error: UpstreamError) => void) | undefined
   /** Resolves names instead of the system. */

@@ -8,6 +8,7 @@ import { Fill } from './fill.js'
 import { dropLeftover } from './fill-leftover.js'
 import { FillReader } from './fill-reader.js'
 import type { FillContext } from './fill-task.js'
+import { joined } from './joining.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
 import { toRefusal } from './refusals.js'
@@ -48,7 +49,7 @@ export class MirrorBlobs implements Blobs {
     mirror.miss()
     return this.#ask(mirror, repository, digest, async (remote) => {
       const told = await mirror.upstream.headBlob(remote, digest)
-      return told ?? this.#fill(mirror, repository, digest).size()
+      return told ?? this.#sizeOf(mirror, this.#fill(mirror, repository, digest), remote, digest)
     })
   }
 
@@ -61,16 +62,15 @@ export class MirrorBlobs implements Blobs {
       mirror.hit(stored.size, digest)
       return stored
     }
-    await this.#refuseLocal(repository, digest)
     mirror.miss()
-    return this.#ask(mirror, repository, digest, async () => {
+    return this.#ask(mirror, repository, digest, async (remote) => {
       if (stored === 'absent' && (await this.#link(mirror, repository, digest))) {
         return this.#local.openBlob(repository, digest)
       }
       const fill = this.#fill(mirror, repository, digest)
       fill.enter()
       try {
-        return new FillReader(fill, await fill.size())
+        return new FillReader(fill, await this.#sizeOf(mirror, fill, remote, digest))
       } catch (error) {
         fill.leave()
         throw error
@@ -105,6 +105,7 @@ export class MirrorBlobs implements Blobs {
   ): Promise<T> {
     const key = `${repository}@${digest}`
     try {
+      mirror.refuseLoop()
       this.#misses.check(key)
       return await work(mirror.remoteOf(repository))
     } catch (error) {
@@ -114,23 +115,25 @@ export class MirrorBlobs implements Blobs {
   }
 
   /**
-   * A blob that is stored for another repository need not be fetched again, if the upstream has it in this one,
-   * too: a manifest alone proves nothing, anybody can name a digest in one (reliability S20).
+   * A blob that the upstream has delivered before need not be fetched again for another repository, if the upstream
+   * has it in this one, too: a manifest alone proves nothing, anybody can name a digest in one (reliability S20). What
+   * it has never delivered it does not get by saying that it has it (docs/decisions/0023).
    */
   async #link(mirror: Mirror, repository: RepositoryName, digest: Digest): Promise<boolean> {
-    const holders = await this.#metadata.listBlobRepositories(digest, 100)
-    if (holders.length === 0) return false
+    const { context } = this.#options
+    const size = await context.mirrors.findLendable(mirror.name, digest)
+    if (size === undefined) return false
     try {
-      await mirror.upstream.headBlob(mirror.remoteOf(repository), digest)
+      const told = await mirror.upstream.headBlob(mirror.remoteOf(repository), digest)
+      if (told !== undefined && told !== size) return false // not what we have: it is to show what it has
     } catch (error) {
       if (!(error instanceof UpstreamError)) throw error
       if (error.failure === 'invalid') return false // some answer HEAD with 405: the fill asks in its own way
       const isSilent = error.failure === 'unavailable'
-      const isPublic =
-        mirror.options.isOpen && holders.some((name) => this.#options.mirrors.of(name) === mirror)
-      if (!isSilent || !isPublic) throw error
+      if (!isSilent || !mirror.options.isOpen) throw error
+      const holders = await this.#metadata.listBlobRepositories(digest, 100)
+      if (!holders.some((name) => this.#options.mirrors.of(name) === mirror)) throw error
     }
-    const { context } = this.#options
     const isLinked = await context.mirrors.linkMirrored(repository, digest, mirror.name, Date.now())
     const task = { id: fillId(repository, digest), mirror: mirror.name, repository, digest }
     if (isLinked) await dropLeftover(task, context)
@@ -147,12 +150,21 @@ export class MirrorBlobs implements Blobs {
     try {
       return await this.#local.openBlob(repository, digest)
     } catch (error) {
+      if ((await mirrors.findRepositoryKind(repository)) === 'local') throw error
       const size = await this.#metadata.findBlob(repository, digest)
       if (size === undefined) return 'absent'
       if ((await blobs.stat(digest))?.size === size) throw error
       await mirrors.evict(mirror.name, [digest])
       return 'lost'
     }
+  }
+
+  /** The size of a blob that comes in. Whoever comes through another registry looks himself while nothing does. */
+  #sizeOf(mirror: Mirror, fill: Fill, remote: RepositoryName, digest: Digest): Promise<number> {
+    return joined(fill.size(), async () => {
+      await mirror.upstream.headBlob(remote, digest)
+      return fill.size()
+    })
   }
 
   #fill(mirror: Mirror, repository: RepositoryName, digest: Digest): Fill {

@@ -19,6 +19,7 @@ import {
   type Pushed,
 } from '../registry/manifests.js'
 import type { PullLog } from '../registry/pulls.js'
+import { joined } from './joining.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
 import { Referrers } from './referrers.js'
@@ -135,10 +136,10 @@ export class MirrorManifests implements Manifests {
       return found
     }
     await this.#refuseLocal(repository, { kind: 'digest', digest })
+    mirror.refuseLoop()
     mirror.miss()
-    return this.#options.sharing.share(`manifest:${repository}@${digest}`, find, () =>
-      this.#fetch(mirror, repository, digest, []),
-    )
+    const fetch = () => this.#fetch(mirror, repository, digest, [])
+    return joined(this.#options.sharing.share(`manifest:${repository}@${digest}`, find, fetch), fetch)
   }
 
   /** PX-01: a tag that was checked a moment ago is current; an older one is, if the upstream says so or is silent. */
@@ -147,6 +148,7 @@ export class MirrorManifests implements Manifests {
     const cached = await this.#findTagged(repository, tag)
     if (cached === undefined) {
       await this.#refuseLocal(repository, { kind: 'tag', tag })
+      mirror.refuseLoop()
       mirror.miss()
       return this.#refresh(mirror, repository, tag, askedAt)
     }
@@ -156,6 +158,7 @@ export class MirrorManifests implements Manifests {
       return cached
     }
     try {
+      mirror.refuseLoop()
       const current = await within(patience, this.#refresh(mirror, repository, tag, askedAt))
       if (current.digest === cached.digest) mirror.hit(cached.size)
       else mirror.miss()
@@ -174,9 +177,8 @@ export class MirrorManifests implements Manifests {
       const tagged = await this.#findTagged(repository, tag)
       return tagged !== undefined && isCurrent(tagged, askedAt) ? tagged : undefined
     }
-    return this.#options.sharing.share(`tag:${repository}:${tag}`, find, () =>
-      this.#revalidate(mirror, repository, tag),
-    )
+    const revalidate = () => this.#revalidate(mirror, repository, tag)
+    return joined(this.#options.sharing.share(`tag:${repository}:${tag}`, find, revalidate), revalidate)
   }
 
   async #revalidate(mirror: Mirror, repository: RepositoryName, tag: Tag): Promise<Served> {
@@ -259,6 +261,9 @@ export class MirrorManifests implements Manifests {
           'invalid',
           `${mirror.name} has moved tag ${result.tag} of ${mirror.remoteOf(repository)}, which is immutable here`,
         )
+      case 'retyped':
+        // The type that it first came with stays, whatever the upstream calls it now.
+        return this.#keep(mirror, repository, { digest, mediaType: result.mediaType, bytes }, tags)
       case 'local':
         throw new RegistryError('MANIFEST_UNKNOWN')
       default:
@@ -298,6 +303,7 @@ export class MirrorManifests implements Manifests {
       return this.#local.listTags(repository, after, limit)
     }
     try {
+      mirror.refuseLoop()
       return await within(patience * 10, mirror.upstream.listTags(mirror.remoteOf(repository), after, limit))
     } catch (error) {
       return this.#instead(error, () => this.#local.listTags(repository, after, limit))
@@ -326,6 +332,7 @@ export class MirrorManifests implements Manifests {
       return this.#local.listReferrers(repository, subject, artifactTypes, after, limit)
     }
     try {
+      mirror.refuseLoop()
       const remote = mirror.remoteOf(repository)
       const all = await this.#referrers.list(`${repository}@${subject}`, () =>
         mirror.upstream.listReferrers(remote, subject),

@@ -2,7 +2,8 @@ import type { MirrorCounts, MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 import { matchesRepository, type RepositoryPattern } from '../oci/repository-pattern.js'
-import type { Upstream, UpstreamHealth } from './upstream.js'
+import { currentHops, mostHops } from '../registry/hops.js'
+import { type Upstream, UpstreamError, type UpstreamHealth } from './upstream.js'
 
 /** What one mirror is told. */
 export interface MirrorOptions {
@@ -24,6 +25,8 @@ export interface MirrorOptions {
   readonly onUpstreamDeleted: 'keep' | 'drop'
   /** Whether everybody may read it upstream: then a blob of one repository may stand for the same one of another. */
   readonly isOpen: boolean
+  /** What this registry calls itself towards the upstream, in `Via`. */
+  readonly viaName: string
 }
 
 const nothing: MirrorCounts = { hits: 0, misses: 0, bytesFetched: 0, bytesSaved: 0 }
@@ -62,6 +65,20 @@ export class Mirror {
     const { allow, deny } = this.options
     const fits = (pattern: RepositoryPattern) => matchesRepository(pattern, remote)
     return allow.some(fits) && !deny.some(fits)
+  }
+
+  /**
+   * Registries may be each other's upstreams: what has come from here and round again is not passed on a second time.
+   * To be called before the upstream is asked, or anybody is waited for who asks it.
+   * @throws UpstreamError looped
+   */
+  refuseLoop(): void {
+    const hops = currentHops()
+    if (!hops.includes(this.options.viaName) && hops.length < mostHops) return
+    throw new UpstreamError(
+      'looped',
+      `${this.name}: the request has come round in a circle of registries that are each other's upstreams, and this one does not have it`,
+    )
   }
 
   /** The repository's name upstream. */

@@ -41,19 +41,19 @@ export class MirrorNames implements NameResolver {
     return this.#behind(mirror, remote, asked, {})
   }
 
-  #behind(
+  async #behind(
     mirror: Mirror,
     remote: RepositoryName,
     asked: RepositoryName,
     how: { readonly namespace?: string | undefined; readonly isBare?: boolean },
-  ): Target {
+  ): Promise<Target> {
     const full = withLibrary(mirror, remote)
-    if (!mirror.allows(full)) {
-      throw new RegistryError('DENIED', `the mirror of ${mirror.name} is set up not to fetch ${full}`)
-    }
     const path = `${mirror.name}/${full}`
     const repository = path === asked ? asked : parseRepositoryName(path)
-    return { repository, asked, mirror: mirror.name, ...how }
+    if (mirror.allows(full)) return { repository, asked, mirror: mirror.name, ...how }
+    // What was pushed here before there was the mirror is not the mirror's to deny.
+    if ((await this.#store.findRepositoryKind(repository)) === 'local') return { repository, asked, ...how }
+    throw new RegistryError('DENIED', `the mirror of ${mirror.name} is set up not to fetch ${full}`)
   }
 }
 

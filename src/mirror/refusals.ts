@@ -14,6 +14,7 @@ export function toRefusal(error: unknown, unknown: ErrorKind): unknown {
   switch (failure) {
     case 'not-found':
     case 'denied':
+    case 'looped':
       return new RegistryError(unknown, message)
     case 'rate-limited':
       return new RegistryError('TOOMANYREQUESTS', message, options)

@@ -1,5 +1,6 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import type { MetadataStore } from '../../storage/metadata-store.js'
+import type { MirrorStore } from '../../storage/mirror-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 
@@ -15,7 +16,7 @@ export interface PlannedImage {
   digest: Digest | undefined
   /** Bytes of the distinct blobs of the wanted platforms. */
   bytes: number
-  /** Bytes of those that are nowhere in the data folder. */
+  /** Bytes of those that are to be fetched. */
   missingBytes: number
   /** Blobs that its repository has not got yet. */
   missingBlobs: number
@@ -29,7 +30,7 @@ export interface PlannedBlob {
   readonly size: number
   /** The images that need it. */
   readonly images: Set<PlannedImage>
-  /** Whether some repository has it: then it need not be fetched, but at most be linked. */
+  /** Whether the upstream has delivered it before: then it need not be fetched, but at most be linked. */
   isStored: boolean
   /** Repositories of the mirror that have not got it yet. */
   readonly missingIn: Set<RepositoryName>
@@ -69,18 +70,25 @@ export class SyncPlan {
     }
   }
 
-  /** Finds out what is here already. @throws RegistryError UNAVAILABLE */
-  async look(metadata: MetadataStore, signal: AbortSignal): Promise<void> {
+  /** Finds out what a mirror has already. @throws RegistryError UNAVAILABLE */
+  async look(
+    mirror: string,
+    {
+      metadata,
+      store,
+    }: { readonly metadata: MetadataStore; readonly store: Pick<MirrorStore, 'findLendable'> },
+    signal: AbortSignal,
+  ): Promise<void> {
     let lookups = 0
     for (const blob of this.blobs.values()) {
       for (const repository of new Set([...blob.images].map((image) => image.repository))) {
         if (++lookups % lookupsPerTurn === 0) await turn()
         if (signal.aborted) return
         if ((await metadata.findBlob(repository, blob.digest)) === undefined) blob.missingIn.add(repository)
-        else blob.isStored = true
       }
+      blob.isStored =
+        blob.missingIn.size === 0 || (await store.findLendable(mirror, blob.digest)) !== undefined
       if (blob.missingIn.size === 0) continue
-      blob.isStored ||= (await metadata.listBlobRepositories(blob.digest, 1)).length > 0
       for (const image of blob.images) {
         if (blob.missingIn.has(image.repository)) image.missingBlobs++
         if (!blob.isStored) image.missingBytes += blob.size
@@ -88,7 +96,7 @@ export class SyncPlan {
     }
   }
 
-  /** The blobs that some repository has not got, and the bytes that are nowhere. */
+  /** The blobs that some repository has not got, and the bytes that are to be fetched. */
   get missing(): { readonly blobs: readonly PlannedBlob[]; readonly bytes: number } {
     const blobs = [...this.blobs.values()].filter(({ missingIn }) => missingIn.size > 0)
     return { blobs, bytes: blobs.reduce((sum, { isStored, size }) => sum + (isStored ? 0 : size), 0) }

@@ -106,14 +106,14 @@ export class MirrorSync {
 
   /** @throws RegistryError UNAVAILABLE or STORAGE_FULL when the index fails; what became of images is in the report */
   async run(): Promise<SyncReport> {
-    const { mirror, budget = Number.MAX_SAFE_INTEGER, metadata, blobs, signal, images } = this.#options
+    const { mirror, budget = Number.MAX_SAFE_INTEGER, blobs, signal, images } = this.#options
     const begin = performance.now()
     const fetchedBefore = mirror.fetchedBytes
     for (const some of images) this.#wanted.push(...(await this.#find(some)))
     await inLanes(this.#wanted, lookupsAtOnce, signal, (wanted) => this.#resolve(wanted))
     for (const { image, resolved } of this.#wanted)
       this.#plan.add(image, resolved?.blobs ?? new Map(), budget)
-    await this.#plan.look(metadata, signal)
+    await this.#plan.look(mirror.name, this.#options, signal)
     const missing = this.#plan.missing
     this.#missingBytes = missing.bytes
     if (blobs !== undefined) {

@@ -3,6 +3,7 @@ import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { createSecureContext, rootCertificates, type SecureContext } from 'node:tls'
 import { Agent, buildConnector, type Dispatcher, Pool, ProxyAgent, request } from 'undici'
+import { currentHops } from '../registry/hops.js'
 import { AddressGuard, bareHost, type Resolve } from './addresses.js'
 import { ExchangeError, toUpstreamError } from './failures.js'
 import { guardParser } from './parser-end.js'
@@ -33,6 +34,8 @@ export interface TransportOptions {
   readonly timeouts: Timeouts
   readonly maxConnections: number
   readonly userAgent: string
+  /** What this registry calls itself in `Via` (RFC 9110, 7.6.3); undefined to send none. */
+  readonly viaName?: string | undefined
   readonly resolve?: Resolve | undefined
 }
 
@@ -71,6 +74,7 @@ export class Transport {
   readonly #name: string
   readonly #timeouts: Timeouts
   readonly #userAgent: string
+  readonly #viaName: string | undefined
   readonly #guard: AddressGuard
   readonly #choice: ProxyChoice
   readonly #direct: Agent
@@ -83,6 +87,7 @@ export class Transport {
     this.#name = options.name
     this.#timeouts = options.timeouts
     this.#userAgent = options.userAgent
+    this.#viaName = options.viaName
     this.#guard = new AddressGuard(options.addresses, options.urls, options.resolve)
     this.#choice = new ProxyChoice(options.proxy)
     const slots = () => new Slots(options.maxConnections, options.maxConnections * waitingPerConnection)
@@ -144,10 +149,12 @@ export class Transport {
     const viaProxy = proxy === undefined ? undefined : this.#proxies.get(proxy)
     // A proxy resolves names itself; an address can be judged here all the same.
     this.#guard.checkLiteral(bareHost(url.hostname))
+    const names = this.#viaName === undefined ? [] : [...currentHops(), this.#viaName]
+    const via = names.length === 0 ? {} : { via: names.map((name) => `1.1 ${name}`).join(', ') }
     return request(url, {
       dispatcher: viaProxy ?? this.#direct,
       method,
-      headers: { 'user-agent': this.#userAgent, 'accept-encoding': 'identity', ...headers },
+      headers: { 'user-agent': this.#userAgent, 'accept-encoding': 'identity', ...via, ...headers },
       signal,
     })
   }

@@ -67,8 +67,9 @@ export interface UpstreamHealth {
  * - `rate-limited`: 429; or it said when to come back, and that is not yet
  * - `unavailable`: it could not be asked: refused, DNS, TLS, timeout, cut off, 5xx, or the breaker is open
  * - `invalid`: it answered what no registry may answer: a wrong digest, too many bytes, a forbidden redirect
+ * - `looped`: it was not asked, since the request came from this registry and round to it again
  */
-export type UpstreamFailure = 'not-found' | 'denied' | 'rate-limited' | 'unavailable' | 'invalid'
+export type UpstreamFailure = 'not-found' | 'denied' | 'rate-limited' | 'unavailable' | 'invalid' | 'looped'
 
 /** An upstream did not give what it was asked for. The message names the upstream and the reason, and no secret. */
 export class UpstreamError extends Error {

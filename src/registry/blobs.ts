@@ -96,7 +96,9 @@ export class BlobService {
    * @throws RegistryError STORAGE_FULL, DENIED when a quota has no room for it
    */
   async mountBlob(repository: RepositoryName, digest: Digest, source: MountSource): Promise<boolean> {
-    if ((await this.#lease(repository, digest)) !== undefined) return true
+    const held = await this.#metadata.leaseOwnBlob(repository, digest, Date.now(), this.#slack)
+    if (typeof held === 'object') throw overQuota(held)
+    if (held !== undefined) return true
     await this.#disk.admit(0)
     const candidates =
       source.from === 'any'

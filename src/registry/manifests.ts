@@ -132,7 +132,7 @@ export class ManifestService {
    * Stores a manifest byte for byte, with its tags, in one transaction.
    * @throws RegistryError MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN (an entry per missing digest), DIGEST_INVALID,
    * TAG_INVALID, TOO_MANY_TAGS, PRECONDITION_FAILED, STORAGE_FULL, DENIED for an
-   * immutable tag or a quota that has no room for it
+   * immutable tag, a quota that has no room for it, or another type than the one that something depends on
    */
   async putManifest(push: Push): Promise<Pushed> {
     const { repository, reference, bytes } = push
@@ -157,6 +157,8 @@ export class ManifestService {
         return { digest, subject: parsed.subject, tags: extraTags }
       case 'immutable':
         throw immutableTag(result.tag)
+      case 'retyped':
+        throw retyped(result.mediaType, result.for)
       case 'over-quota':
         throw overQuota(result.excess)
       case 'condition-failed':
@@ -263,6 +265,14 @@ export class ManifestService {
 
 function immutableTag(tag: Tag): RegistryError {
   return new RegistryError('DENIED', `tag ${tag} is immutable here: push under another tag`)
+}
+
+function retyped(mediaType: string, dependent: Tag | 'referrer'): RegistryError {
+  const what = dependent === 'referrer' ? 'a signature or another referrer' : `the immutable tag ${dependent}`
+  return new RegistryError(
+    'DENIED',
+    `this manifest is here as ${mediaType}, which ${what} depends on: push it again with that Content-Type`,
+  )
 }
 
 function readTags({ reference, tags }: Push): Tag[] {

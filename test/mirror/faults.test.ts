@@ -17,6 +17,7 @@ type Outcome =
   | 'rate-limited'
   | 'unavailable'
   | 'invalid'
+  | 'looped'
 
 /** What must come of a fault: a manifest by digest, the same by tag, and a blob. */
 type Expected = readonly [Outcome, Outcome, Outcome]

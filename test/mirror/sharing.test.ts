@@ -1,11 +1,11 @@
 import { join } from 'node:path'
 import t from 'tap'
 import { Fill } from '../../src/mirror/fill.js'
-import { fillOwner } from '../../src/mirror/fill-leftover.js'
 import type { FillContext, FillTask } from '../../src/mirror/fill-task.js'
 import { Sharing } from '../../src/mirror/sharing.js'
 import { digestOf } from '../../src/oci/digest.js'
 import { parseRepositoryName } from '../../src/oci/reference.js'
+import { fillOwner } from '../../storage/mirror-store.js'
 import { openSqliteStores, prepareSqlite } from '../../storage/sqlite-metadata-store.js'
 import { scratchDir } from '../harness.js'
 
