@@ -19,6 +19,9 @@ const useInterval = 60_000
 /** Days that a refresh token lasts. */
 const refreshDays = 90
 
+/** Refresh tokens of one user. */
+const mostRefreshTokens = 100
+
 /** What lies behind names: mirrors may. */
 export interface Behind {
   readonly names: NameResolver
@@ -65,20 +68,28 @@ export async function createTokenAccess(
   }
 }
 
-/** A refresh token is an access token that its owner did not ask for by name: listed and revoked like the others. */
-async function createRefreshToken(store: AccessStore, account: Account, client: string): Promise<string> {
+/**
+ * A refresh token is an access token that its owner did not ask for by name: listed and revoked like the others. It
+ * stands for a password, so none is made with anything less.
+ * @returns undefined when the password was changed meanwhile, or its user disabled or removed
+ */
+async function createRefreshToken(
+  store: AccessStore,
+  account: Account,
+  client: string,
+): Promise<string | undefined> {
   const { id, text, secretHash } = createAccessToken()
   const now = Date.now()
-  await store.addAccessToken({
+  const token = {
     id,
     user: account.name,
     name: `${refreshTokenPrefix}${client.replace(/[^\w.-]/g, '').slice(0, 40)} ${id.slice(0, 8)}`,
     secretHash,
-    scopes: [{ pattern: '**', permissions: ['admin'] }],
+    scopes: [{ pattern: '**', permissions: ['admin'] as const }],
     createdAt: now,
     expiresAt: now + refreshDays * 86_400_000,
-  })
-  return text
+  }
+  return (await store.addRefreshToken(token, account.epoch, mostRefreshTokens)) ? text : undefined
 }
 
 /** The configured key signs, where there is one; those of the data folder verify what they signed before. */

@@ -85,6 +85,7 @@ export interface AccessStore {
   setPassword(name: string, passwordHash: string): Promise<boolean>
   /** Stores the same password's hash in another form: nothing that was issued ends. */
   rehashPassword(name: string, oldHash: string, newHash: string): Promise<boolean>
+  /** Disabling ends what was issued, refresh tokens too; access tokens are good again with enabling. */
   setDisabled(name: string, isDisabled: boolean): Promise<boolean>
   setAdmin(name: string, isAdmin: boolean): Promise<boolean>
   /** Removes a user with its tokens, its group memberships and the grants made to it. */
@@ -95,6 +96,13 @@ export interface AccessStore {
   listAccessTokens(user: string | undefined): Promise<AccessToken[]>
   /** `no-user` when the owner does not exist, `taken` when the owner has a token of that name. */
   addAccessToken(token: Omit<AccessToken, 'usedAt'>): Promise<'added' | 'no-user' | 'taken'>
+  /**
+   * Adds a refresh token of a user who is enabled and of this epoch: what proved him may have ended since it was looked
+   * at. Refresh tokens whose time is over go, and of more than `most` of one user those that were never used, the oldest
+   * first, then those that were not used for longest.
+   * @returns false when the user is not the one that was proven any more
+   */
+  addRefreshToken(token: Omit<AccessToken, 'usedAt'>, epoch: number, most: number): Promise<boolean>
   removeAccessToken(user: string, name: string): Promise<boolean>
   /** Records uses, at most once a minute per token. Raises no version. */
   touchAccessTokens(ids: readonly string[], now: number): Promise<void>

@@ -360,6 +360,17 @@ const migrations: readonly Migration[] = [
       UPDATE service SET name = lower(hex(randomblob(16)));
     `,
   },
+  {
+    // Nobody can tell which refresh tokens were got with an access token and can do more than that: all of them end.
+    version: 11,
+    sql: `
+      DELETE FROM access_token WHERE name GLOB 'login *';
+      CREATE INDEX refresh_token_by_expiry ON access_token (expires_at) WHERE name GLOB 'login *';
+
+      ALTER TABLE tag_history ADD COLUMN token TEXT;
+      ALTER TABLE tag_history ADD COLUMN token_id TEXT;
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

@@ -52,6 +52,7 @@ function prepareUsers(db: Database) {
     },
 
     setDisabled(name: string, isDisabled: boolean): boolean {
+      if (isDisabled) removeRefreshTokens.run(name, `${refreshTokenPrefix}*`)
       return setDisabled.run(Number(isDisabled), Number(isDisabled), name).changes === 1
     },
 
@@ -90,6 +91,18 @@ function prepareTokens(db: Database) {
   const remove = db.prepare(
     'DELETE FROM access_token WHERE user_id = (SELECT id FROM user WHERE name = ?) AND name = ?',
   )
+  const findProven = db
+    .prepare<[string, number], number>('SELECT id FROM user WHERE name = ? AND epoch = ? AND is_disabled = 0')
+    .pluck()
+  // The pattern stands in the text, so that the index of just these is used.
+  const removeExpired = db.prepare(
+    `DELETE FROM access_token WHERE name GLOB '${refreshTokenPrefix}*' AND expires_at <= ?`,
+  )
+  const trim = db.prepare<{ user: number; id: string; most: number }>(
+    `DELETE FROM access_token WHERE id IN (
+       SELECT id FROM access_token WHERE user_id = :user AND name GLOB '${refreshTokenPrefix}*'
+       ORDER BY id = :id DESC, used_at IS NULL, coalesce(used_at, created_at) DESC, id LIMIT -1 OFFSET :most)`,
+  )
   const touch = db.prepare(
     `UPDATE access_token SET used_at = ? WHERE id IN (SELECT value FROM json_each(?))
      AND (used_at IS NULL OR used_at < ?)`,
@@ -103,6 +116,16 @@ function prepareTokens(db: Database) {
       const scopes = JSON.stringify(token.scopes)
       const added = add.run(id, user, name, secretHash, scopes, createdAt, expiresAt ?? null)
       return added.changes === 1 ? 'added' : 'taken'
+    },
+
+    addRefreshToken(token: Omit<AccessToken, 'usedAt'>, epoch: number, most: number): boolean {
+      const user = findProven.get(token.user, epoch)
+      if (user === undefined) return false
+      const { id, name, secretHash, createdAt, expiresAt } = token
+      removeExpired.run(createdAt)
+      add.run(id, user, name, secretHash, JSON.stringify(token.scopes), createdAt, expiresAt ?? null)
+      trim.run({ user, id, most })
+      return true
     },
 
     removeAccessToken(user: string, name: string): boolean {

@@ -144,6 +144,10 @@ export class SqliteAccessStore implements AccessStore {
     return this.#writer.run('addAccessToken', ...args)
   }
 
+  addRefreshToken(...args: Parameters<AccessStore['addRefreshToken']>): Promise<boolean> {
+    return this.#writer.run('addRefreshToken', ...args)
+  }
+
   removeAccessToken(...args: Parameters<AccessStore['removeAccessToken']>): Promise<boolean> {
     return this.#writer.run('removeAccessToken', ...args)
   }

@@ -26,6 +26,11 @@ export type Resource =
   /** What shows everybody what he may see: only false credentials are refused. */
   | { readonly type: 'public' }
 
+/** Where a blob is to be mounted from; undefined is wherever the caller may. */
+export interface Mount {
+  readonly from: string | undefined
+}
+
 /** What a request says about who sent it. */
 export interface Credentials {
   /** The Authorization header. */
@@ -37,8 +42,12 @@ export interface Credentials {
 /** Somebody who asks, with what he may do. */
 export interface Caller {
   readonly identity: Identity
-  /** Whether the caller may do this in the repository, now: never more than his grants say. */
+  /** Whether the caller may do this in the repository, now: never more than his grants say, nor than his token is for. */
   may(action: Action, repository: RepositoryName): boolean
+  /** Whether lists may show the caller this repository: a token for the catalog is for all that its owner may pull. */
+  maySee(repository: RepositoryName): boolean
+  /** Whether the caller may take blobs over from this repository: he may pull them, or his token is for such mounts. */
+  mayMountFrom(repository: RepositoryName): boolean
   /** Whether the caller may do what only those may who look after the repository. */
   mayAdminister(repository: RepositoryName): boolean
   /**
@@ -57,7 +66,7 @@ export interface AccessPolicy {
    */
   authenticate(credentials: Credentials): Caller | Promise<Caller>
   /** @throws ChallengeError, or RegistryError DENIED, when the caller may not do this */
-  authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void
+  authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void
 }
 
 /**
@@ -84,6 +93,8 @@ export class ChallengeError extends RegistryError {
 const everybody: Caller = {
   identity: anonymous,
   may: () => true,
+  maySee: () => true,
+  mayMountFrom: () => true,
   mayAdminister: () => false,
   reach: () => [''],
 }

@@ -22,8 +22,8 @@ export interface Account {
   /** '' is anonymous. */
   readonly name: string
   readonly epoch: number
-  /** The access token in use, if any. */
-  readonly accessToken: string | undefined
+  /** The access token that proved who it is, if any: it bounds the rights, and the life of what is got with it. */
+  readonly accessToken: Pick<AccessToken, 'id' | 'name' | 'expiresAt'> | undefined
   /** At which the rights were read: another one means that they may have changed. */
   readonly version: number
   may(action: Action, repository: RepositoryName): boolean
@@ -90,7 +90,7 @@ export class Accounts {
 
   /** What everybody may do. */
   anonymous(): Promise<Account> {
-    return this.#account('', undefined)
+    return this.#rightsOf('').then((rights) => this.#account('', rights, undefined))
   }
 
   /**
@@ -99,13 +99,14 @@ export class Accounts {
    */
   async recall(name: string, epoch: number, accessToken: string | undefined): Promise<Account | undefined> {
     if (name === '') return this.anonymous()
-    const { user } = await this.#rightsOf(name)
+    const rights = await this.#rightsOf(name)
+    const { user } = rights
     if (user === undefined || user.isDisabled || user.epoch !== epoch) return undefined
-    if (accessToken === undefined) return this.#account(name, undefined)
+    if (accessToken === undefined) return this.#account(name, rights, undefined)
     const token = await this.#accessToken(accessToken)
     if (token === undefined || token.user !== name) return undefined
     this.#used.add(token.id)
-    return this.#account(name, token)
+    return this.#account(name, rights, token)
   }
 
   /**
@@ -130,7 +131,8 @@ export class Accounts {
     }
     this.#throttle.succeeded(address, name)
     const { epoch, accessToken } = account
-    this.#remembered.set(key, { account: name, epoch, accessToken, until: performance.now() + rememberedFor })
+    const until = performance.now() + rememberedFor
+    this.#remembered.set(key, { account: name, epoch, accessToken: accessToken?.id, until })
     return account
   }
 
@@ -164,17 +166,18 @@ export class Accounts {
     if (isOutdated) {
       await this.#store.rehashPassword(name, user.passwordHash, await this.#passwords.hash(password))
     }
-    return this.#account(name, undefined)
+    // The comparison took a while: what it proves is the user of that epoch, not one whose password was changed meanwhile.
+    return this.recall(name, user.epoch, undefined)
   }
 
-  async #account(name: string, token: AccessToken | undefined): Promise<Account> {
-    const { user, rules, own, version } = await this.#rightsOf(name)
+  async #account(name: string, rights: Rights, token: AccessToken | undefined): Promise<Account> {
+    const { user, rules, own, version } = rights
     const limits = token === undefined ? undefined : new RuleSet(token.scopes)
     const everybody = (await this.#rightsOf('')).rules
     return {
       name,
       epoch: user?.epoch ?? 0,
-      accessToken: token?.id,
+      accessToken: token,
       version,
       may: (action, repository) =>
         ((user?.isAdmin === true || own.allows(action, repository)) &&

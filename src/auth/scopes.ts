@@ -5,13 +5,20 @@ import { type Action, actions } from './grants.js'
 const mostScopes = 100
 const longestScope = 1024
 
-/** What clients ask the catalog for (protocol TK-12). */
-const catalogActions = new Set(['*', 'search'])
+/**
+ * What can be asked of the registry itself, and how. The catalog: protocol TK-12. A mount that names no source is for
+ * whatever its sender may pull, and that no list of repositories says: docs/decisions/0021.
+ */
+const registryActions = { catalog: ['*', 'search'], mount: ['*'] } as const
+
+/** What a token can be for beside repositories. */
+export type RegistryScopeName = keyof typeof registryActions
+export const registryScopeNames: readonly RegistryScopeName[] = ['catalog', 'mount']
 
 /** What a scope asks for. */
 export type Scope =
   | { readonly type: 'repository'; readonly name: RepositoryName; readonly actions: readonly Action[] }
-  | { readonly type: 'registry'; readonly name: 'catalog'; readonly actions: readonly ['*'] }
+  | { readonly type: 'registry'; readonly name: RegistryScopeName; readonly actions: readonly ['*'] }
 
 /**
  * Reads the scopes of a token request: repeated parameters, and lists inside one (protocol TK-01). What is
@@ -19,11 +26,13 @@ export type Scope =
  */
 export function parseScopes(parameters: readonly string[]): Scope[] {
   const repositories = new Map<RepositoryName, Set<Action>>()
-  let isCatalogAsked = false
+  const asked = new Set<RegistryScopeName>()
   for (const text of splitScopes(parameters)) {
     const { type, name, wanted } = splitScope(text)
-    if (type === 'registry' && name === 'catalog' && wanted.some((action) => catalogActions.has(action))) {
-      isCatalogAsked = true
+    if (type === 'registry') {
+      const part = registryScopeNames.find((one) => one === name)
+      const known: readonly string[] = part === undefined ? [] : registryActions[part]
+      if (part !== undefined && wanted.some((action) => known.includes(action))) asked.add(part)
     }
     if (type !== 'repository' || !isRepositoryName(name)) continue
     const known = repositories.get(name) ?? new Set<Action>()
@@ -35,7 +44,7 @@ export function parseScopes(parameters: readonly string[]): Scope[] {
     name,
     actions: [...known],
   }))
-  return isCatalogAsked ? [...scopes, { type: 'registry', name: 'catalog', actions: ['*'] }] : scopes
+  return [...scopes, ...[...asked].map((name): Scope => ({ type: 'registry', name, actions: ['*'] }))]
 }
 
 function splitScopes(parameters: readonly string[]): string[] {

@@ -1,10 +1,10 @@
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
-import type { AccessPolicy, Action, Caller, Credentials, Resource } from './access.js'
+import type { AccessPolicy, Action, Caller, Credentials, Mount, Resource } from './access.js'
 import { ChallengeError } from './access.js'
 import type { Account, Accounts } from './accounts.js'
 import { LeastRecentlyUsed } from './lru.js'
-import { formatScope, type Scope } from './scopes.js'
+import { formatScope, type RegistryScopeName, type Scope } from './scopes.js'
 import { type Claims, isCurrent, type Tokens } from './tokens.js'
 
 /** Longest Authorization header that is read. */
@@ -38,7 +38,15 @@ class TokenCaller implements Caller {
   }
 
   may(action: Action, repository: RepositoryName): boolean {
-    return this.#account.may(action, repository)
+    return this.#isFor(action, repository) && this.#account.may(action, repository)
+  }
+
+  maySee(repository: RepositoryName): boolean {
+    return this.#mayPull('catalog', repository)
+  }
+
+  mayMountFrom(repository: RepositoryName): boolean {
+    return this.#mayPull('mount', repository)
   }
 
   mayAdminister(repository: RepositoryName): boolean {
@@ -49,13 +57,23 @@ class TokenCaller implements Caller {
     return this.#account.reach()
   }
 
-  /** Whether the token in hand was got for this; who sends a password needs none. */
-  isScopedFor(action: Action, resource: Resource): boolean {
-    if (this.proof.via !== 'token' || resource.type === 'registry' || resource.type === 'public') return true
-    return this.proof.scopes.some((scope) =>
-      resource.type === 'catalog'
-        ? scope.type === 'registry'
-        : scope.type === 'repository' && scope.name === resource.name && scope.actions.includes(action),
+  /** Whether the token in hand was got for this part of the registry; who sends a password needs none. */
+  isForRegistry(name: RegistryScopeName): boolean {
+    if (this.proof.via !== 'token') return true
+    return this.proof.scopes.some((scope) => scope.type === 'registry' && scope.name === name)
+  }
+
+  /** Whether the account may pull, and the token is for that or for this use of it. */
+  #mayPull(use: RegistryScopeName, repository: RepositoryName): boolean {
+    return (
+      this.#account.may('pull', repository) && (this.isForRegistry(use) || this.#isFor('pull', repository))
+    )
+  }
+
+  #isFor(action: Action, repository: RepositoryName): boolean {
+    if (this.proof.via !== 'token') return true
+    return this.proof.scopes.some(
+      (scope) => scope.type === 'repository' && scope.name === repository && scope.actions.includes(action),
     )
   }
 }
@@ -132,16 +150,11 @@ export class TokenAccess implements AccessPolicy {
    * AU-07 would have 403 for a token that names the repository without the action; 401 with
    * `insufficient_scope` works with every client, so it is given always (docs/decisions).
    */
-  authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
+  authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void {
     if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
     const { proof } = caller
-    if (
-      proof.via !== 'rejected' &&
-      isAllowed(caller, action, resource) &&
-      caller.isScopedFor(action, resource)
-    )
-      return
-    const scope = neededScope(action, resource, mountFrom)
+    if (proof.via !== 'rejected' && isAllowed(caller, action, resource)) return
+    const scope = neededScope(action, resource, mount)
     if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
     switch (proof.via) {
       case 'token':
@@ -160,7 +173,9 @@ function isAllowed(caller: TokenCaller, action: Action, resource: Resource): boo
       return caller.may(action, resource.name)
     case 'public':
       return true
-    default:
+    case 'catalog':
+      return caller.proof.via !== 'nothing' && caller.isForRegistry('catalog')
+    case 'registry':
       return caller.proof.via !== 'nothing' // there is something to log in for: see protocol BASE-02
   }
 }
@@ -178,17 +193,24 @@ export async function loginBasic(
   value: string,
   address: string,
 ): Promise<Account | undefined> {
-  const text = Buffer.from(value, 'base64').toString('utf8')
-  const colon = text.indexOf(':')
-  if (colon < 0) return undefined
-  const name = text.slice(0, colon)
-  const password = text.slice(colon + 1)
+  const sent = readBasic(value)
+  if (sent === undefined) return undefined
+  const { name, password } = sent
   if (name === '' && password === '') return accounts.anonymous()
   return accounts.login(name, password, address)
 }
 
+/** The name and the password of a Basic value; undefined for one that has none. */
+export function readBasic(value: string): { readonly name: string; readonly password: string } | undefined {
+  const text = Buffer.from(value, 'base64').toString('utf8')
+  const colon = text.indexOf(':')
+  return colon < 0 ? undefined : { name: text.slice(0, colon), password: text.slice(colon + 1) }
+}
+
+const mountScope: Scope = { type: 'registry', name: 'mount', actions: ['*'] }
+
 /** The scope that clients ask a token for (protocol AU-05); `/v2/` needs none. */
-function neededScope(action: Action, resource: Resource, mountFrom: string | undefined): string | undefined {
+function neededScope(action: Action, resource: Resource, mount: Mount | undefined): string | undefined {
   switch (resource.type) {
     case 'registry':
     case 'public':
@@ -198,7 +220,9 @@ function neededScope(action: Action, resource: Resource, mountFrom: string | und
     case 'repository': {
       const actions: readonly Action[] = action === 'pull' ? ['pull'] : ['pull', action]
       const own = formatScope({ type: 'repository', name: resource.asked ?? resource.name, actions })
-      return mountFrom === undefined ? own : `${own} repository:${mountFrom}:pull`
+      if (mount === undefined) return own
+      const { from } = mount
+      return `${own} ${from === undefined ? formatScope(mountScope) : `repository:${from}:pull`}`
     }
   }
 }

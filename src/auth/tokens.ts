@@ -5,7 +5,7 @@ import { z } from 'zod'
 import { isRepositoryName, type RepositoryName } from '../oci/reference.js'
 import { actions } from './grants.js'
 import { LeastRecentlyUsed } from './lru.js'
-import type { Scope } from './scopes.js'
+import { registryScopeNames, type Scope } from './scopes.js'
 
 /** Seconds by which the clocks of two servers may differ (reliability S06). */
 const leeway = 60
@@ -56,7 +56,11 @@ const scopeSchema = z.union([
     name: z.custom<RepositoryName>((name) => typeof name === 'string' && isRepositoryName(name)),
     actions: z.array(z.enum(actions)),
   }),
-  z.object({ type: z.literal('registry'), name: z.literal('catalog'), actions: z.tuple([z.literal('*')]) }),
+  z.object({
+    type: z.literal('registry'),
+    name: z.enum(registryScopeNames),
+    actions: z.tuple([z.literal('*')]),
+  }),
 ])
 const payloadSchema = z.object({
   sub: z.string(),
@@ -112,7 +116,14 @@ export class Tokens {
     await this.#keys()
   }
 
-  async issue(claims: Omit<Claims, 'notBefore' | 'expiresAt'>): Promise<string> {
+  /** Seconds for which a token is good that must not outlive this time, in milliseconds since 1970; undefined is never. */
+  lifetimeUntil(end: number | undefined): number {
+    if (end === undefined) return this.#lifetime
+    return Math.max(1, Math.min(this.#lifetime, Math.floor((end - Date.now()) / 1000)))
+  }
+
+  /** Makes a token. @param lifetime seconds */
+  async issue(claims: Omit<Claims, 'notBefore' | 'expiresAt'>, lifetime = this.#lifetime): Promise<string> {
     const { signing } = await this.#keys()
     const now = Math.floor(Date.now() / 1000)
     return new SignJWT({
@@ -126,7 +137,7 @@ export class Tokens {
       .setSubject(claims.sub)
       .setIssuedAt(now)
       .setNotBefore(now - 10)
-      .setExpirationTime(now + this.#lifetime)
+      .setExpirationTime(now + lifetime)
       .setJti(randomUUID())
       .sign(signing.key)
   }

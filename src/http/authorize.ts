@@ -1,5 +1,5 @@
 import type { IncomingMessage } from 'node:http'
-import type { AccessPolicy, Caller, Resource } from '../auth/access.js'
+import type { AccessPolicy, Caller, Mount, Resource } from '../auth/access.js'
 import { RegistryError } from '../oci/errors.js'
 import { isRepositoryName, parseRepositoryName } from '../oci/reference.js'
 import type { NameResolver, Target } from '../registry/names.js'
@@ -35,7 +35,7 @@ export async function authorize(
   const caller = await access.authenticate({ authorization, address })
   const target = route.resource === 'repository' ? await findTarget(route, request, names, name) : undefined
   const resource = toResource(route, target)
-  if (resource !== undefined) access.authorize(caller, route.action, resource, mountFrom(route, request))
+  if (resource !== undefined) access.authorize(caller, route.action, resource, mountOf(route, request))
   if (target?.mirror !== undefined) refuseChange(route, caller, target)
   return { caller, target }
 }
@@ -84,10 +84,12 @@ function toResource(route: Route, target: Target | undefined): Resource | undefi
 }
 
 /** UP-92: one challenge names both repositories of a mount. */
-function mountFrom(route: Route, request: IncomingMessage): string | undefined {
+function mountOf(route: Route, request: IncomingMessage): Mount | undefined {
   if (route.handler !== 'startUpload') return undefined
-  const from = queryOf(request).get('from')
-  return from !== null && isRepositoryName(from) ? from : undefined
+  const query = queryOf(request)
+  const from = query.get('from')
+  if (from === null) return query.has('mount') ? { from: undefined } : undefined
+  return isRepositoryName(from) ? { from } : undefined
 }
 
 function queryOf(request: IncomingMessage): URLSearchParams {

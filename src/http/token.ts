@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http'
 import type { Account, Accounts } from '../auth/accounts.js'
 import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
-import { loginBasic, wrongPassword } from '../auth/token-access.js'
+import { loginBasic, readBasic, wrongPassword } from '../auth/token-access.js'
 import type { Tokens } from '../auth/tokens.js'
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
@@ -20,13 +20,23 @@ const largestForm = 64 * 1024
 export interface TokenHandlerOptions {
   readonly accounts: Accounts
   readonly tokens: Tokens
-  /** Makes a refresh token for an account; undefined where they are switched off (protocol TK-08). */
-  readonly createRefreshToken: ((account: Account, client: string) => Promise<string>) | undefined
+  /**
+   * Makes a refresh token for an account that a password has proven, unless that account is not what it was any more;
+   * undefined where they are switched off (protocol TK-08).
+   */
+  readonly createRefreshToken: ((account: Account, client: string) => Promise<string | undefined>) | undefined
   readonly audit: Audit
   /** Finds the repository that a scope's name means; undefined where every name means itself. */
   readonly names: NameResolver | undefined
   /** Milliseconds without a byte after which a body is given up. */
   readonly idleTimeout: number
+}
+
+/** Who asks for a token. */
+interface Applicant {
+  readonly account: Account
+  /** What he proved it with: his password, or an access token. */
+  readonly secret: string
 }
 
 /** What a client asks a token for. */
@@ -41,18 +51,16 @@ interface TokenRequest {
 export function tokenHandlers(options: TokenHandlerOptions) {
   const { accounts, tokens, audit } = options
 
-  async function grant(exchange: Exchange, account: Account, asked: TokenRequest, refreshToken?: string) {
+  async function grant(exchange: Exchange, applicant: Applicant, asked: TokenRequest) {
+    const { account } = applicant
     if (asked.service !== null && asked.service !== tokens.service) {
       throw new RegistryError('REQUEST_INVALID', `this registry's service is "${tokens.service}"`)
     }
     const scopes = limit(await withTargets(options.names, parseScopes(asked.scopes)), account)
-    const token = await tokens.issue({
-      sub: account.name,
-      epoch: account.epoch,
-      accessToken: account.accessToken,
-      scopes,
-    })
-    const refresh = refreshToken ?? (asked.isOffline ? await offer(account, asked) : undefined)
+    const refresh = asked.isOffline ? await offer(applicant, asked) : undefined
+    const lifetime = tokens.lifetimeUntil(account.accessToken?.expiresAt)
+    const claims = { sub: account.name, epoch: account.epoch, accessToken: account.accessToken?.id, scopes }
+    const token = await tokens.issue(claims, lifetime)
     const scope = scopes.map(formatScope).join(' ')
     const client = asked.client.slice(0, 100)
     audit(exchange, 'token', { user: account.name, scope: scope.slice(0, 1000), client })
@@ -60,7 +68,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
       {
         token,
         access_token: token,
-        expires_in: tokens.lifetime,
+        expires_in: lifetime,
         scope,
         ...(refresh === undefined ? {} : { refresh_token: refresh }),
       },
@@ -68,9 +76,14 @@ export function tokenHandlers(options: TokenHandlerOptions) {
     )
   }
 
-  async function offer(account: Account, asked: TokenRequest): Promise<string | undefined> {
-    if (account.name === '') return undefined
-    return options.createRefreshToken?.(account, asked.client)
+  /**
+   * A refresh token, where there are any. With an access token in hand it is that one: another would have to inherit its
+   * scopes, its end and its revocation, and so can do nothing more.
+   */
+  async function offer({ account, secret }: Applicant, asked: TokenRequest): Promise<string | undefined> {
+    if (account.name === '' || options.createRefreshToken === undefined) return undefined
+    if (account.accessToken !== undefined) return secret
+    return (await options.createRefreshToken(account, asked.client)) ?? refuse()
   }
 
   function refuse(): never {
@@ -82,9 +95,9 @@ export function tokenHandlers(options: TokenHandlerOptions) {
     async getToken(exchange: Exchange): Promise<void> {
       const { query } = exchange
       const { authorization } = exchange.request.headers
-      const account = await identify(accounts, authorization, exchange.address)
-      if (account === undefined) return refuse()
-      await grant(exchange, account, {
+      const applicant = await identify(accounts, authorization, exchange.address)
+      if (applicant === undefined) return refuse()
+      await grant(exchange, applicant, {
         service: query.get('service'),
         scopes: query.getAll('scope'),
         client: query.get('client_id') ?? '',
@@ -103,16 +116,16 @@ export function tokenHandlers(options: TokenHandlerOptions) {
       }
       switch (form.get('grant_type')) {
         case 'password': {
-          const name = form.get('username') ?? ''
-          const account = await accounts.login(name, form.get('password') ?? '', exchange.address)
+          const secret = form.get('password') ?? ''
+          const account = await accounts.login(form.get('username') ?? '', secret, exchange.address)
           if (account === undefined) return refuse()
-          return grant(exchange, account, asked)
+          return grant(exchange, { account, secret }, asked)
         }
         case 'refresh_token': {
-          const text = form.get('refresh_token') ?? ''
-          const account = await accounts.loginWithToken(text, exchange.address)
+          const secret = form.get('refresh_token') ?? ''
+          const account = await accounts.loginWithToken(secret, exchange.address)
           if (account === undefined) return refuse()
-          return grant(exchange, account, asked, text)
+          return grant(exchange, { account, secret }, { ...asked, isOffline: true })
         }
         default:
           throw new RegistryError('REQUEST_INVALID', 'grant_type must be password or refresh_token')
@@ -170,10 +183,12 @@ async function identify(
   accounts: Accounts,
   authorization: string | undefined,
   address: string,
-): Promise<Account | undefined> {
-  if (authorization === undefined) return accounts.anonymous()
+): Promise<Applicant | undefined> {
+  if (authorization === undefined) return { account: await accounts.anonymous(), secret: '' }
   const [, value] = /^basic +(.*)$/i.exec(authorization) ?? []
-  return value === undefined ? undefined : loginBasic(accounts, value.trim(), address)
+  const account = value === undefined ? undefined : await loginBasic(accounts, value.trim(), address)
+  if (value === undefined || account === undefined) return undefined
+  return { account, secret: readBasic(value.trim())?.password ?? '' }
 }
 
 async function readForm(

@@ -46,7 +46,7 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
     if (mount === null || !isDigest(mount)) return undefined
     const isMounted = await blobs.mountBlob(exchange.repository, mount, {
       from: from === null ? 'any' : [from].filter(isRepositoryName),
-      mayPull: (name) => exchange.caller.may('pull', name),
+      mayPull: (name) => exchange.caller.mayMountFrom(name),
     })
     return isMounted ? mount : undefined
   }

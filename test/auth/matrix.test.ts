@@ -34,6 +34,7 @@ import {
   openAccess,
   password,
   pool,
+  postForm,
   signingKeyOf,
   signToken,
   startRegistry,
@@ -60,6 +61,7 @@ import {
 const registry = await startRegistry(t, {
   config: {
     tags: { immutable: ['**:v*'] },
+    tokens: { refresh: true },
     uploads: { maxPerRepository: 100_000 },
     trustedProxies: ['127.0.0.1'],
     log: { level: 'warn' },
@@ -207,6 +209,8 @@ async function makeCredentials(): Promise<Record<ActorName, Present>> {
   const formerMachines = await sendsWrongLogins('machine', async (user) =>
     basic(user, await registry.accessToken(user, ['team/**:admin'])),
   )
+  const teamScopes = (name: ActorName) =>
+    allScopes(name, 'pull,push,delete').filter((scope) => scope.startsWith('repository:team/'))
   const made: Record<ActorName, Present> = {
     'nothing sent': sends(undefined),
     'empty Basic': sends('Basic Og=='),
@@ -229,7 +233,30 @@ async function makeCredentials(): Promise<Record<ActorName, Present>> {
       bearer(await getToken(server, basic('owner'), allScopes('owner, token for pull alone', 'pull'))),
     ),
     'owner, token without scope': sends(bearer(await getToken(server, basic('owner')))),
+    'root, token for team alone': sends(
+      bearer(await getToken(server, basic('root'), teamScopes('root, token for team alone'))),
+    ),
+    'root, token for team and for mounts': sends(
+      bearer(
+        await getToken(server, basic('root'), [
+          ...teamScopes('root, token for team and for mounts'),
+          'registry:mount:*',
+        ]),
+      ),
+    ),
     'access token of root for pull from team, as password': sends(basic('root', machine)),
+    'access token of root for pull from team, as the refresh token it was given': sends(
+      basic('root', await refreshTokenOf(basic('root', machine))),
+    ),
+    'access token of root for pull from team, refreshed': sends(
+      bearer(
+        await exchange(
+          await refreshTokenOf(basic('root', machine)),
+          everything('access token of root for pull from team, refreshed'),
+        ),
+      ),
+    ),
+    'refresh token of owner': sends(basic('owner', await refreshTokenOf(basic('owner')))),
     'access token of root for pull from team, exchanged': sends(
       await tokenOf('access token of root for pull from team, exchanged', basic('root', machine)),
     ),
@@ -254,6 +281,17 @@ async function makeCredentials(): Promise<Record<ActorName, Present>> {
     return old.status === 401
   })
   return made
+}
+
+async function refreshTokenOf(authorization: string): Promise<string> {
+  const reply = await askToken(server, authorization, [], { offline_token: 'true' })
+  return reply.json<{ refresh_token: string }>().refresh_token
+}
+
+/** A bearer token for a refresh token. */
+async function exchange(refreshToken: string, scopes: string[]): Promise<string> {
+  const form = { grant_type: 'refresh_token', refresh_token: refreshToken, scope: scopes.join(' ') }
+  return (await postForm(server, form)).json<{ token: string }>().token
 }
 
 async function tokenOfAnotherServer(scopes: string[]): Promise<string> {
@@ -326,11 +364,16 @@ async function expectThere(path: string, should: boolean): Promise<string[]> {
   return (status === 200) === should ? [] : [should ? `${path} is gone` : `${path} came into being`]
 }
 
+/** Whether a policy lets blobs be mounted from an area: it may pull there, or its token is for such mounts. */
+function mayMount(policy: Policy, source: Area): boolean {
+  return policy.mounts !== undefined || suffices[policy.may[source]].includes('pull')
+}
+
 const mount =
   (withFrom: boolean): Run =>
   async ({ me, place, name, allowed }) => {
     const source = foreignOf(place.area)
-    const mayPull = suffices[actors[name].may[source]].includes('pull')
+    const mayPull = mayMount(actors[name], source)
     // Whoever may mount it uses it up: it is not foreign any more then.
     const content = allowed && mayPull ? randomBlob(100) : things[source].mountable
     if (allowed && mayPull) await pushBlobs(keeper, appOf(source), content)
@@ -585,12 +628,11 @@ function expected(
   const isPrivate = place.area === 'team' || place.area === 'secret'
   if (ordinary === undefined || !(isPrivate || row.everywhere === true)) return undefined
   if (suffices[policy.may[place.area]].includes(row.needs)) {
-    const mayPullSource = suffices[policy.may[foreignOf(place.area)]].includes('pull')
-    return mayPullSource ? (row.withSource ?? ordinary) : ordinary
+    return mayMount(policy, foreignOf(place.area)) ? (row.withSource ?? ordinary) : ordinary
   }
-  const source = name.startsWith('POST a mount') && !name.endsWith('wherever')
   const scope = scopeFor[row.needs](repository)
-  const whole = source ? `${scope} ${scopeFor.pull(appOf(foreignOf(place.area)))}` : scope
+  const source = name.endsWith('wherever') ? 'registry:mount:*' : scopeFor.pull(appOf(foreignOf(place.area)))
+  const whole = name.startsWith('POST a mount') ? `${scope} ${source}` : scope
   const text = refusals[policy.refusal](whole)
   return name.startsWith('HEAD') ? text.replace(/ (UNAUTHORIZED|DENIED)/, '') : text
 }

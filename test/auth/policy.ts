@@ -55,6 +55,8 @@ export interface Policy {
   readonly catalog: 'shown' | 'refused'
   /** What `docker search` finds; undefined: refused. */
   readonly search: readonly Area[] | undefined
+  /** Set for a token that mounts from repositories which it may not pull from itself. */
+  readonly mounts?: 'from wherever its owner may pull'
   /** Each request is a wrong login, which costs the server a hash: asked a few things only. */
   readonly isWrongLogin?: true
 }
@@ -215,12 +217,29 @@ export const actors = {
     search: ['public', 'shared', 'team'],
   },
   'owner, token without scope': {
-    who: 'has a token that proves who he is (a login check): it does nothing',
+    who: 'has a token that proves who he is (a login check): it does nothing, and shows nothing',
     may: nowhere,
     refusal: 'get a better token',
     base: 'welcome',
     catalog: 'refused',
-    search: ['public', 'shared', 'team'],
+    search: [],
+  },
+  'root, token for team alone': {
+    who: 'may do everything everywhere, and has a token for team: it reads nothing elsewhere, by a mount neither',
+    may: { ...nowhere, team: 'everything' },
+    refusal: 'get a better token',
+    base: 'welcome',
+    catalog: 'refused',
+    search: ['team'],
+  },
+  'root, token for team and for mounts': {
+    who: 'has a token for team that may also mount from wherever its owner may pull: it is no token for lists or pulls',
+    may: { ...nowhere, team: 'everything' },
+    mounts: 'from wherever its owner may pull',
+    refusal: 'get a better token',
+    base: 'welcome',
+    catalog: 'refused',
+    search: ['team'],
   },
   'access token of root for pull from team, as password': {
     who: "a machine's token, narrower than its owner: pulls from team, and what anonymous may pull; what everybody may who logged in is the owner's right, and left out",
@@ -237,6 +256,30 @@ export const actors = {
     base: 'welcome',
     catalog: 'shown',
     search: ['public', 'team'],
+  },
+  'access token of root for pull from team, as the refresh token it was given': {
+    who: 'asked for a refresh token with it: what it got may do what it may, in the place of the password',
+    may: { ...public_, team: 'pull' },
+    refusal: 'no',
+    base: 'welcome',
+    catalog: 'shown',
+    search: ['public', 'team'],
+  },
+  'access token of root for pull from team, refreshed': {
+    who: 'asked for a refresh token with it, and exchanged that for a bearer token for which all scopes were asked',
+    may: { ...public_, team: 'pull' },
+    refusal: 'get a better token',
+    base: 'welcome',
+    catalog: 'shown',
+    search: ['public', 'team'],
+  },
+  'refresh token of owner': {
+    who: 'has a refresh token that was got with a password: it is worth what the password is',
+    may: { ...everybody, team: 'everything' },
+    refusal: 'no',
+    base: 'welcome',
+    catalog: 'shown',
+    search: ['public', 'shared', 'team'],
   },
   'access token of stranger for everything': {
     who: 'a token that claims more than its owner may do: it is worth what the owner is',
