@@ -1,5 +1,6 @@
-import { type Logger, pino } from 'pino'
+import { type LogFn, type Logger, pino } from 'pino'
 import type { Config } from '../../config/schema.js'
+import { withTyped } from './own-name.js'
 
 /** Standard error: standard output has the three lines of the start, and nothing else. */
 const stderr = 2
@@ -13,7 +14,7 @@ const wholeWrite = 4096
 /** The log: JSON lines, or text for people when they look at it on a terminal. */
 export async function createLogger(log: Config['log'], worker: string | undefined): Promise<Logger> {
   const isPretty = log.format === 'pretty' || (log.format === 'auto' && process.stderr.isTTY === true)
-  const options = { level: log.level, base: worker === undefined ? null : { worker } }
+  const options = { level: log.level, base: worker === undefined ? null : { worker }, hooks: { logMethod } }
   if (isPretty) {
     const { default: pretty } = await import('pino-pretty')
     return pino(
@@ -22,6 +23,14 @@ export async function createLogger(log: Config['log'], worker: string | undefine
     )
   }
   return pino(options, pino.destination({ dest: stderr, sync: false, maxWrite: wholeWrite }))
+}
+
+/** Commands in messages of the log can be typed, too. */
+function logMethod(this: Logger, args: Parameters<LogFn>, method: LogFn): void {
+  const at = args.length - 1
+  const message: unknown = args[at]
+  if (typeof message === 'string') args[at] = withTyped(message)
+  method.apply(this, args)
 }
 
 /** Writes out what a logger still holds; for the moment before the process ends. */
