@@ -2,6 +2,7 @@
 import { ConfigError } from '../config/load.js'
 import { type Command, Misuse, note, splitCommand } from './commands/command.js'
 import { describeFailure } from './commands/failure.js'
+import { hasLostTerminal } from './commands/hangup.js'
 import { programName } from './commands/own-name.js'
 import { version } from './version.js'
 
@@ -112,7 +113,9 @@ function flushed(stream: NodeJS.WriteStream): Promise<void> {
 // What is made here is its owner's alone: hashes of passwords, keys, images. Workers inherit it.
 process.umask(0o077)
 // Whoever reads the answer may have read enough, as head does.
-process.stdout.on('error', () => process.exit(failed))
+process.stdout.on('error', () => {
+  if (!hasLostTerminal()) process.exit(failed)
+})
 const code = await main(process.argv.slice(2))
-await Promise.all([flushed(process.stdout), flushed(process.stderr)])
+if (!hasLostTerminal()) await Promise.all([flushed(process.stdout), flushed(process.stderr)])
 process.exit(code)

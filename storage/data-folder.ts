@@ -126,7 +126,7 @@ function refuseNewer(database: string): void {
 async function checkIndex({ database, snapshots, restoring }: ReturnType<typeof dataPaths>): Promise<void> {
   if (existsSync(restoring)) {
     throw new DataFolderInUseError(
-      `A restore into ${dirname(restoring)} was interrupted: run the same "boathouse restore" again, it goes on.`,
+      `A restore into ${dirname(restoring)} was interrupted: run the same restore again, it goes on.`,
     )
   }
   const { size } = statSync(database, { throwIfNoEntry: false }) ?? { size: 0 }

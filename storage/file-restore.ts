@@ -31,6 +31,7 @@ export async function restoreBackup(backup: string, root: string, options: CopyO
   const [fault] = findIndexFaults(source, 'quick')
   if (fault !== undefined)
     throw new RestoreError(`The index of the backup in ${backup} is damaged (${fault}).`)
+  refuseUnusable(source, `The index of the backup in ${backup}`)
   await makeFolder(root)
   await access(root, constants.R_OK | constants.W_OK | constants.X_OK)
   const paths = dataPaths(root)
@@ -76,7 +77,7 @@ async function bring(
 ): Promise<CopyReport> {
   const paths = dataPaths(root)
   const unfinished = `${paths.database}.restored`
-  await copyUpToDate(source, unfinished, `The index of the backup in ${backup}`)
+  await copyUpToDate(source, unfinished)
   const index = openIndexCopy(unfinished)
   let report: CopyReport
   try {
@@ -103,14 +104,11 @@ async function placeIndex(unfinished: string, database: string): Promise<void> {
   await syncDirectories([dirname(database)])
 }
 
-/** Copies an index that an earlier version may have made, and brings the copy to the form of this one. @throws RestoreError */
-async function copyUpToDate(source: string, target: string, name: string): Promise<void> {
-  await removeIndex(target)
-  await copyFile(source, target)
-  await takeOver(target)
+/** @throws RestoreError where a file is no index that this version can use, or bring to its own form */
+function refuseUnusable(path: string, name: string): void {
   let version: number
   try {
-    version = readSchemaVersion(target) ?? 0
+    version = readSchemaVersion(path) ?? 0
   } catch (error) {
     throw new RestoreError(`${name} cannot be read (${error instanceof Error ? error.message : error}).`)
   }
@@ -118,7 +116,14 @@ async function copyUpToDate(source: string, target: string, name: string): Promi
   if (version > schemaVersion) {
     throw new RestoreError(`${name} was written by a newer Boathouse: use the command of that version.`)
   }
-  if (version < schemaVersion) bringUpToDate(target)
+}
+
+/** Copies an index that an earlier version may have made, and brings the copy to the form of this one. */
+async function copyUpToDate(source: string, target: string): Promise<void> {
+  await removeIndex(target)
+  await copyFile(source, target)
+  await takeOver(target)
+  if ((readSchemaVersion(target) ?? 0) < schemaVersion) bringUpToDate(target)
 }
 
 /** Removes a copy with what SQLite has put beside it. */
@@ -145,11 +150,12 @@ export interface IndexRestoreReport {
 export async function restoreIndex(root: string, snapshot: string, now: number): Promise<IndexRestoreReport> {
   const [fault] = findIndexFaults(snapshot, 'thorough')
   if (fault !== undefined) throw new RestoreError(`${snapshot} is damaged too (${fault}): name another one.`)
+  refuseUnusable(snapshot, `The copy ${snapshot}`)
   const paths = dataPaths(root)
   const release = lockDataFolder(root)
   try {
     const unfinished = `${paths.database}.restored`
-    await copyUpToDate(snapshot, unfinished, snapshot)
+    await copyUpToDate(snapshot, unfinished)
     adoptIndex(unfinished, now)
     await syncFile(unfinished)
     const keptIn = await keepAside(

@@ -80,8 +80,9 @@ function prepareQueries(db: Database) {
       { digest: string; limit: number },
       Omit<NamingManifest, 'isDeleted'> & { isDeleted: number }
     >(
-      `SELECT r.name AS repository, m.digest, 0 AS isDeleted FROM manifest_child c
-         JOIN manifest m ON m.id = c.manifest_id JOIN repository r ON r.id = m.repository_id WHERE c.digest = :digest
+      `SELECT r.name AS repository, m.digest, 0 AS isDeleted FROM blob b JOIN blob_link l ON l.blob_id = b.id
+         JOIN manifest_child c ON c.repository_id = l.repository_id AND c.digest = b.digest
+         JOIN manifest m ON m.id = c.manifest_id JOIN repository r ON r.id = m.repository_id WHERE b.digest = :digest
        UNION
        SELECT r.name, m.digest, 1 FROM deleted_child c
          JOIN deleted_manifest m ON m.id = c.deleted_id JOIN repository r ON r.id = m.repository_id

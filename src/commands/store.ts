@@ -83,7 +83,7 @@ function checkFolder(root: string, database: string): void {
     )
   }
   if (existsSync(dataPaths(root).restoring)) {
-    throw new Refusal(`A restore into ${root} was interrupted: run the same "boathouse restore" again first.`)
+    throw new Refusal(`A restore into ${root} was interrupted: run the same restore again first, it goes on.`)
   }
   switch (stateOf(root)) {
     case 'older':

@@ -60,5 +60,5 @@ async function importLine(
 function faultOfHash(name: string, text: string): string | undefined {
   if (isBcryptHash(text)) return undefined
   const [, kind = 'of an unknown kind'] = otherKinds.find(([pattern]) => pattern.test(text)) ?? []
-  return `the hash of ${name} is ${kind}, and only bcrypt can be taken: give ${name} a password with "boathouse user add".`
+  return `the hash of ${name} is ${kind}, and only bcrypt can be taken: give ${name} a password with "boathouse user add ${name}".`
 }

@@ -2,6 +2,7 @@ import cluster from 'node:cluster'
 import type { Config } from '../../config/schema.js'
 import type { MetricsText } from '../app.js'
 import { shareMetrics } from '../http/metrics.js'
+import { onHangup } from './hangup.js'
 import { createLogger, flushLogger } from './logger.js'
 import type { FromWorker, ToWorker } from './messages.js'
 import { rememberSettings } from './own-name.js'
@@ -64,7 +65,7 @@ process.on('message', (message: ToWorker) => {
 // What cannot be said to a primary that has just died is no failure: the end of the channel follows, and is ours.
 cluster.worker?.on('error', () => undefined)
 process.on('SIGINT', () => undefined) // a terminal sends it to all: the primary tells us
-process.on('SIGHUP', () => undefined) // the same when a terminal is closed
+onHangup({ terminalGone: () => undefined }) // the same when a terminal is closed
 process.on('SIGTERM', () => void stop?.())
 shareMetrics()
 tell({ type: 'hello' })
