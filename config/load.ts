@@ -46,6 +46,16 @@ export async function loadConfigFromProcess(flags: ConfigFlags): Promise<Config>
   return loadConfig({ ...sources, ...(await import('./read-yaml.js')) })
 }
 
+/** The settings file that the flags or the environment of this process name. */
+export function namedConfigFile(flags: ConfigFlags): string | undefined {
+  return configFile({ flags, env: process.env })
+}
+
+/** Folders in which a shell looks for commands. */
+export function commandSearchPath(): readonly string[] {
+  return (process.env.PATH ?? '').split(':').filter((folder) => folder.startsWith('/'))
+}
+
 /** How many threads libuv was told to have (UV_THREADPOOL_SIZE), or undefined when it was not told. */
 export function threadpoolSize(): number | undefined {
   const written = process.env.UV_THREADPOOL_SIZE ?? ''
@@ -80,9 +90,30 @@ export function loadConfig(sources: ConfigSources): Config {
   return resolveConfig(assemble(accepted.values()))
 }
 
-/** What `auth` comes to: everybody may do everything only where nobody else can reach the server, or where it is written. */
+/**
+ * What `auth` comes to by the settings: everybody may do everything only where it is written, or where nothing says that
+ * others reach the server (decision 0024).
+ */
 export function authMode(config: Config): 'none' | 'token' {
-  return config.auth ?? (isLoopback(config.listen.host) ? 'none' : 'token')
+  return config.auth ?? (settingForOthers(config) === undefined ? 'none' : 'token')
+}
+
+/** Whether everybody may do everything although that is not written: then users, grants and proxies end it. */
+export function isOpenByDefault(config: Config): boolean {
+  return config.auth === undefined && authMode(config) === 'none'
+}
+
+/** The setting that says that others than this machine reach the server, or that somebody logs in; undefined when none does. */
+export function settingForOthers(config: Config): string | undefined {
+  if (!isLoopback(config.listen.host)) return 'listen'
+  if (config.publicUrl !== undefined) return 'publicUrl'
+  if (config.trustedProxies.length > 0) return 'trustedProxies'
+  return config.admin.passwordFile === undefined ? undefined : 'admin.passwordFile'
+}
+
+/** The name that tokens are for. */
+export function tokenService({ tokens, publicUrl }: Config): string {
+  return tokens.service ?? (publicUrl && new URL(publicUrl).host) ?? 'boathouse'
 }
 
 /** Milliseconds for which what was deleted can be restored. */
@@ -189,8 +220,12 @@ function settle(written: Written, env: NodeJS.ProcessEnv): Written {
 function faultsOfOpenMirrors(findings: Findings, accepted: ReadonlyMap<string, Written>): readonly string[] {
   const mirrors = lastOf(findings, 'mirrors')
   const listen = readListen(String(accepted.get('listen')?.value ?? '').trim())
-  const isOpen = String(accepted.get('auth')?.value).trim() === 'none' && listen !== undefined
-  return mirrors === undefined || !isOpen || isLoopback(listen.host) ? [] : faultsOfOpenness(mirrors)
+  const isOpen = String(accepted.get('auth')?.value).trim() === 'none'
+  const isForOthers =
+    (listen !== undefined && !isLoopback(listen.host)) ||
+    accepted.has('publicUrl') ||
+    String(accepted.get('trustedProxies')?.value ?? '') !== ''
+  return mirrors === undefined || !isOpen || !isForOthers ? [] : faultsOfOpenness(mirrors)
 }
 
 /** What accepted settings demand of each other; settings with a fault of their own are left out. */

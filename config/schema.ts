@@ -76,7 +76,8 @@ export const schema = z.strictObject({
     .optional()
     .describe(
       'Who may do what: token asks for users and grants, none lets everybody who can reach the server push, pull ' +
-        'and delete. Unset, it is none while only this machine can reach the server, and token otherwise.',
+        'and delete. Unset, it is none while nothing says that others reach the server (an address of this machine alone, ' +
+        'no publicUrl, no trustedProxies, no users and grants), and token otherwise.',
     ),
 
   /** Without a slash at its end. */

@@ -1,14 +1,16 @@
 import { readFile } from 'node:fs/promises'
 import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
-import { authMode } from '../config/load.js'
+import { authMode, isOpenByDefault, tokenService } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import type { KeyFileObserver } from '../storage/key-store.js'
 import { openAccess } from './auth/access.js'
 import type { LoginObserver } from './auth/accounts.js'
+import { LocalAccess } from './auth/local-access.js'
 import { redactTokens } from './auth/redact.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
+import type { Exchange } from './http/exchange.js'
 import { healthHandlers } from './http/health.js'
 import { listHandlers } from './http/lists.js'
 import { manifestHandlers } from './http/manifests.js'
@@ -101,7 +103,12 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     if (trouble === undefined) options.logger.info('took up the new signing key')
     else options.logger.error({ err: trouble }, 'the new signing key cannot be used: the old one stays')
   }
-  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange }, mirror)
+  const onClosing = () => {
+    options.logger.info(
+      'there are users or grants: from now on a login is asked for (the setting auth is unset)',
+    )
+  }
+  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange, onClosing }, mirror)
   const idleTimeout = config.timeouts.idle
   let isDraining = false
 
@@ -165,14 +172,31 @@ async function createBehind(config: Config, options: MirrorAppOptions) {
 async function createAccess(
   config: Config,
   stores: Stores,
-  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver; onClosing: () => void },
   mirror: Behind | undefined,
 ) {
-  if (authMode(config) === 'token') {
+  const start = async () => {
     const { createTokenAccess } = await import('./token-app.js')
     return createTokenAccess(config, stores.access, log, mirror)
   }
-  return { policy: openAccess, service: '', handlers: noTokenHandlers, close: async () => undefined }
+  if (authMode(config) === 'token') return start()
+  if (!isOpenByDefault(config)) {
+    return { policy: openAccess, service: '', handlers: noTokenHandlers, close: async () => undefined }
+  }
+  const policy = new LocalAccess(stores.access, () => {
+    log.onClosing()
+    return start()
+  })
+  const handlers = async () => (await policy.logins())?.handlers ?? noTokenHandlers
+  return {
+    policy,
+    service: tokenService(config),
+    handlers: {
+      getToken: async (exchange: Exchange) => (await handlers()).getToken(exchange),
+      postToken: async (exchange: Exchange) => (await handlers()).postToken(exchange),
+    },
+    close: async () => (await policy.started)?.close(),
+  }
 }
 
 /** Reads the certificate and its key. @throws the system's error */

@@ -1,7 +1,9 @@
 #!/usr/bin/env node
 import { ConfigError } from '../config/load.js'
-import { type Command, Misuse, splitCommand } from './commands/command.js'
+import { type Command, Misuse, note, splitCommand } from './commands/command.js'
 import { describeFailure } from './commands/failure.js'
+import { hasLostTerminal } from './commands/hangup.js'
+import { programName } from './commands/own-name.js'
 import { version } from './version.js'
 
 /** Exit codes: it could not be done; what was written is wrong. */
@@ -60,14 +62,14 @@ async function main(args: readonly string[]): Promise<number> {
   const options = end < 0 ? rest : rest.slice(0, end)
   const asksHelp = options.includes('--help') || options.includes('-h')
   if (name === undefined) {
-    if (asksHelp) return say(usage)
+    if (asksHelp) return help(usage)
     if (options.includes('--version') || options.includes('-v')) return say(version)
     return complain('Name a command.', '')
   }
   const load = Object.hasOwn(commands, name) ? commands[name] : undefined
   if (load === undefined) return complain(`There is no command ${JSON.stringify(name.slice(0, 80))}.`, '')
   const command = await load()
-  if (asksHelp) return say(command.usage)
+  if (asksHelp) return help(command.usage)
   try {
     return await command.run(rest)
   } catch (error) {
@@ -78,13 +80,19 @@ async function main(args: readonly string[]): Promise<number> {
 function report(error: unknown, name: string): number {
   if (error instanceof Misuse) return complain(error.message, `${name} `)
   if (error instanceof ConfigError) {
-    process.stderr.write(`${error.faults.join('\n')}\n`)
+    note(error.faults.join('\n'))
     return misused
   }
   const sentence = describeFailure(error)
   if (sentence === undefined) throw error
-  process.stderr.write(`${sentence}\n`)
+  note(sentence)
   return failed
+}
+
+/** What a help text calls this program is typed otherwise where there is no such command. */
+function help(text: string): number {
+  const name = programName()
+  return say(name === 'boathouse' ? text : `${text}\n\nHere boathouse stands for: ${name}`)
 }
 
 function say(text: string): number {
@@ -93,7 +101,7 @@ function say(text: string): number {
 }
 
 function complain(text: string, command: string): number {
-  process.stderr.write(`${text} "boathouse ${command}--help" shows what there is.\n`)
+  note(`${text} "boathouse ${command}--help" shows what there is.`)
   return misused
 }
 
@@ -102,8 +110,12 @@ function flushed(stream: NodeJS.WriteStream): Promise<void> {
   return new Promise((resolve) => stream.write('', () => resolve()))
 }
 
+// What is made here is its owner's alone: hashes of passwords, keys, images. Workers inherit it.
+process.umask(0o077)
 // Whoever reads the answer may have read enough, as head does.
-process.stdout.on('error', () => process.exit(failed))
+process.stdout.on('error', () => {
+  if (!hasLostTerminal()) process.exit(failed)
+})
 const code = await main(process.argv.slice(2))
-await Promise.all([flushed(process.stdout), flushed(process.stderr)])
+if (!hasLostTerminal()) await Promise.all([flushed(process.stdout), flushed(process.stderr)])
 process.exit(code)

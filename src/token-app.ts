@@ -1,3 +1,4 @@
+import { tokenService } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import { type AccessStore, refreshTokenPrefix } from '../storage/access-store.js'
 import { dataPaths } from '../storage/data-folder.js'
@@ -36,7 +37,7 @@ export async function createTokenAccess(
   log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
   behind: Behind | undefined,
 ) {
-  const service = config.tokens.service ?? (config.publicUrl && new URL(config.publicUrl).host) ?? 'boathouse'
+  const service = tokenService(config)
   const passwords = new Passwords()
   const accounts = new Accounts(store, {
     passwords,

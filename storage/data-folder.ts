@@ -1,11 +1,12 @@
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
-import { mkdir, open, statfs } from 'node:fs/promises'
+import { constants, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { access, open, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { IndexDamagedError, isFull, isIndexDamage } from './errors.js'
 import { Reserve } from './file-reserve.js'
 import { takeSnapshot } from './file-snapshots.js'
 import { prepareFsBlobStore } from './fs-blob-store.js'
 import { refuseNewerSchema, schemaVersion } from './migrations.js'
+import { closeDataFolder, makeFileForSqlite, makeFolder } from './owner-only.js'
 import { findIndexFaults } from './sqlite-index.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import { prepareSqlite, readSchemaVersion } from './sqlite-metadata-store.js'
@@ -21,6 +22,10 @@ const commandPatience = 1000
 
 /** Bytes of an index that a start reads from its first to its last page: some hundred milliseconds. */
 export const largestQuickLook = 64 * 1024 * 1024
+
+/** Said of a data folder that this user cannot close to others. */
+export const notClosed =
+  'parts of the data folder belong to another user, or their modes cannot be changed: others may be able to read them'
 
 /** Filesystems whose locks and syncs cannot be relied on, by their magic number (reliability R27). */
 const networkFilesystems = new Map([
@@ -62,8 +67,8 @@ export function inspectDataFolder(root: string): FolderState {
 
 /** A data folder that this server alone may use. */
 export interface DataFolder {
-  /** Says what its filesystem cannot promise; undefined when all is well. */
-  readonly warning: string | undefined
+  /** What its filesystem cannot promise, and who else may read what is in it. */
+  readonly warnings: readonly string[]
   release(): void
 }
 
@@ -72,12 +77,14 @@ export interface DataFolder {
  * @throws DataFolderInUseError, NewerSchemaError, or the system's error
  */
 export async function takeDataFolder(root: string): Promise<DataFolder> {
-  const made = await mkdir(root, { recursive: true, mode: 0o700 })
+  const made = await makeFolder(root)
   if (made !== undefined) await syncParents(root, made)
+  await access(root, constants.R_OK | constants.W_OK | constants.X_OK)
   const paths = dataPaths(root)
   const lock = lockServer(root)
   try {
     refuseNewer(paths.database)
+    const isClosed = await closeDataFolder(root)
     await new Reserve(root).releaseForStart()
     // Workers outlive a killed server by a moment: none may still write when the new one begins.
     lockFile(paths.workersLock, 'exclusive', workersPatience).release()
@@ -86,7 +93,8 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
     await checkIndex(paths)
     prepareSqlite(paths.database)
     await syncDirectory(root)
-    return { warning: filesystemWarning((await statfs(root)).type), release: () => lock.release() }
+    const warnings = [filesystemWarning((await statfs(root)).type), isClosed ? undefined : notClosed]
+    return { warnings: warnings.filter((text) => text !== undefined), release: () => lock.release() }
   } catch (error) {
     lock.release()
     throw error instanceof LockedError ? inUse(root) : error
@@ -96,6 +104,7 @@ export async function takeDataFolder(root: string): Promise<DataFolder> {
 /** It is read in messages alone: a disk that is full to the last byte must not keep the server from starting. */
 function noteProcess(path: string): void {
   try {
+    makeFileForSqlite(path)
     writeFileSync(path, `${process.pid}\n`)
   } catch (error) {
     if (!isFull(error)) throw error
@@ -117,7 +126,7 @@ function refuseNewer(database: string): void {
 async function checkIndex({ database, snapshots, restoring }: ReturnType<typeof dataPaths>): Promise<void> {
   if (existsSync(restoring)) {
     throw new DataFolderInUseError(
-      `A restore into ${dirname(restoring)} was interrupted: run the same "boathouse restore" again, it goes on.`,
+      `A restore into ${dirname(restoring)} was interrupted: run the same restore again, it goes on.`,
     )
   }
   const { size } = statSync(database, { throwIfNoEntry: false }) ?? { size: 0 }

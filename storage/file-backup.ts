@@ -1,13 +1,14 @@
 import { constants, createReadStream } from 'node:fs'
 import {
+  access,
   copyFile,
   link,
   lstat,
-  mkdir,
   readdir,
   readFile,
   rename,
   rm,
+  stat,
   utimes,
   writeFile,
 } from 'node:fs/promises'
@@ -17,6 +18,7 @@ import type { Digest } from '../src/oci/digest.js'
 import { errorCode } from './errors.js'
 import { copyIndexTo, syncFile } from './file-snapshots.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { closeContents, closeToOthers, fileMode, giveToOwner, makeFolder, takeOver } from './owner-only.js'
 import { type IndexCopy, type IndexCounts, type NamedBlob, openIndexCopy } from './sqlite-index.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 
@@ -54,6 +56,8 @@ export interface CopyReport {
 export interface CopyOptions {
   readonly signal?: AbortSignal
   readonly onProgress?: (report: CopyReport) => void
+  /** Whether a server will use the files: then all of them belong to the owner of the folder that they come to. */
+  readonly isForServer?: boolean
 }
 
 /** Told to stop; what was copied stays, and the next time goes on from there. */
@@ -86,7 +90,7 @@ export async function copyBlobs(
   report: CopyReport,
   options: CopyOptions,
 ): Promise<void> {
-  const copier = new Copier(new Layout(from), new Layout(to), report)
+  const copier = new Copier(new Layout(from), new Layout(to), report, options.isForServer === true)
   await copier.prepare()
   for (let after = 0; ; ) {
     const page = index.listBlobs(after, pageSize)
@@ -109,7 +113,12 @@ class Copier {
   readonly #report: CopyReport
   readonly #touched = new Set<string>()
 
-  constructor(from: Layout, to: Layout, report: CopyReport) {
+  /** Whose the files must be, if that matters: others are copied where they could be linked. */
+  #owner: number | undefined
+  readonly #isForServer: boolean
+
+  constructor(from: Layout, to: Layout, report: CopyReport, isForServer: boolean) {
+    this.#isForServer = isForServer
     this.#from = from
     this.#to = to
     this.#report = report
@@ -118,11 +127,15 @@ class Copier {
   async prepare(): Promise<void> {
     for (const algorithm of ['sha256', 'sha512']) {
       const top = join(this.#to.blobs, algorithm)
-      await mkdir(top, { recursive: true, mode: 0o700 })
-      for (const leaf of leaves) await mkdir(join(top, leaf), { recursive: true })
+      await makeFolder(top)
+      for (const leaf of leaves) {
+        await makeFolder(join(top, leaf))
+        await closeToOthers(join(top, leaf))
+      }
       await syncDirectories([top])
     }
     await syncDirectories([this.#to.blobs])
+    if (this.#isForServer) this.#owner = (await stat(this.#to.blobs)).uid
   }
 
   /** What the index knows to be damaged is brought where it is there, and not missed elsewhere. */
@@ -132,7 +145,9 @@ class Copier {
     const isThere = target?.size === size
     const isUsable = source?.size === size
     const isStale = isUsable && (!isThere || Math.abs(source.mtimeMs - target.mtimeMs) > timeSlack)
-    const isInPlace = (isStale && (await this.#bring(digest, source))) || isThere
+    const isBrought = isStale && (await this.#bring(digest, source))
+    const isInPlace = isBrought || isThere
+    if (isThere && !isBrought) await closeToOthers(this.#to.blob(digest))
     if (damage !== null) this.#report.damaged++
     else if (!isInPlace) this.#report.missing.push(digest)
     if (!isInPlace) return
@@ -149,7 +164,8 @@ class Copier {
     const unfinished = `${target}.new`
     await rm(unfinished, { force: true })
     try {
-      const isLinked = await linked(path, unfinished)
+      const isLinkable = this.#owner === undefined || source.uid === this.#owner
+      const isLinked = isLinkable && (await linked(path, unfinished))
       if (!isLinked) await copyBytes(path, unfinished, source.mtimeMs / 1000)
       if ((await stateOf(unfinished))?.size !== source.size) return false
       await rename(unfinished, target)
@@ -173,6 +189,8 @@ class Copier {
 interface FileState {
   /** Bytes. */
   readonly size: number
+  readonly mode: number
+  readonly uid: number
   readonly mtimeMs: number
 }
 
@@ -202,6 +220,7 @@ async function isReadable(path: string): Promise<boolean> {
 async function copyBytes(path: string, target: string, modifiedAt: number): Promise<void> {
   await copyFile(path, target, constants.COPYFILE_FICLONE)
   await utimes(target, modifiedAt, modifiedAt)
+  await takeOver(target)
   await syncFile(target)
 }
 
@@ -222,10 +241,11 @@ export async function copyKeys(from: string, to: string): Promise<void> {
     if (errorCode(error) === 'ENOENT') return []
     throw error
   })
-  await mkdir(to, { recursive: true, mode: 0o700 })
+  await makeFolder(to)
   for (const name of names.filter((one) => /^\d+\.pem$/.test(one))) {
     const unfinished = join(to, `${name}.new`)
-    await writeFile(unfinished, await readFile(join(from, name)), { mode: 0o600, flush: true })
+    await writeFile(unfinished, await readFile(join(from, name)), { mode: fileMode, flush: true })
+    await giveToOwner(unfinished)
     await rename(unfinished, join(to, name))
   }
   await syncDirectories([to])
@@ -262,9 +282,11 @@ export interface BackupOptions extends CopyOptions {
  */
 export async function makeBackup(options: BackupOptions): Promise<CopyReport> {
   const { target } = options
-  await mkdir(target, { recursive: true, mode: 0o700 })
+  await makeFolder(target)
+  await access(target, constants.R_OK | constants.W_OK | constants.X_OK)
   const lock = lockBackup(target)
   try {
+    await closeContents(target)
     return await bringUpToDate(options)
   } finally {
     lock.release()

@@ -1,8 +1,9 @@
 import { randomFillSync } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat, statfs, unlink } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { errorCode } from './errors.js'
+import { fileMode, giveFileToOwner } from './owner-only.js'
 
 const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants
 
@@ -54,8 +55,9 @@ export class Reserve {
     const missing = size - present
     const { bavail, bsize } = await statfs(join(this.#path, '..'))
     if (bavail * bsize < missing + Math.max(floor, missing)) return
-    const file = await open(this.#path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600)
+    const file = await open(this.#path, O_RDWR | O_CREAT | O_NOFOLLOW, fileMode)
     try {
+      await giveFileToOwner(file, dirname(this.#path))
       await write(file, present, size)
       await file.sync()
     } catch (error) {

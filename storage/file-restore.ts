@@ -1,13 +1,16 @@
 import { createHash } from 'node:crypto'
-import { createReadStream, existsSync } from 'node:fs'
-import { copyFile, link, mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { constants, createReadStream, existsSync } from 'node:fs'
+import { access, copyFile, link, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { dataPaths, lockDataFolder } from './data-folder.js'
 import { errorCode } from './errors.js'
 import { type CopyOptions, type CopyReport, copyBlobs, copyKeys, emptyCopyReport } from './file-backup.js'
 import { syncFile } from './file-snapshots.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
+import { schemaVersion } from './migrations.js'
+import { closeDataFolder, fileMode, giveToOwner, makeFolder, takeOver } from './owner-only.js'
 import { adoptIndex, findIndexFaults, type IndexCounts, openIndexCopy } from './sqlite-index.js'
+import { bringUpToDate, readSchemaVersion } from './sqlite-metadata-store.js'
 
 /** What stands in the way of a restore, in a sentence. */
 export class RestoreError extends Error {
@@ -21,17 +24,23 @@ export class RestoreError extends Error {
  */
 export async function restoreBackup(backup: string, root: string, options: CopyOptions): Promise<CopyReport> {
   const source = join(backup, 'boathouse.db')
-  if (!existsSync(source)) throw new RestoreError(`There is no backup in ${backup}: it has no boathouse.db.`)
+  await access(source, constants.R_OK).catch((error: unknown) => {
+    if (errorCode(error) !== 'ENOENT' && errorCode(error) !== 'ENOTDIR') throw error
+    throw new RestoreError(`There is no backup in ${backup}: it has no boathouse.db.`)
+  })
   const [fault] = findIndexFaults(source, 'quick')
   if (fault !== undefined)
     throw new RestoreError(`The index of the backup in ${backup} is damaged (${fault}).`)
-  await mkdir(root, { recursive: true, mode: 0o700 })
+  refuseUnusable(source, `The index of the backup in ${backup}`)
+  await makeFolder(root)
+  await access(root, constants.R_OK | constants.W_OK | constants.X_OK)
   const paths = dataPaths(root)
   const isBegun = existsSync(paths.restoring) || (await isAsBroughtBack(source, paths.database))
   if (!isBegun && (await readdir(root)).length > 0) {
     throw new RestoreError(`${root} is not empty: name a new folder with --data.`)
   }
-  await writeFile(paths.restoring, 'from a backup\n', { flush: true })
+  await mark(paths.restoring, 'from a backup')
+  await closeDataFolder(root)
   await syncDirectories([root])
   const release = lockDataFolder(root)
   try {
@@ -67,25 +76,59 @@ async function bring(
   options: CopyOptions,
 ): Promise<CopyReport> {
   const paths = dataPaths(root)
-  const index = openIndexCopy(source)
+  const unfinished = `${paths.database}.restored`
+  await copyUpToDate(source, unfinished)
+  const index = openIndexCopy(unfinished)
+  let report: CopyReport
   try {
-    const report = emptyCopyReport(index.counts())
-    await copyBlobs(index, backup, root, report, options)
-    await copyKeys(join(backup, 'keys'), paths.keys)
-    await placeIndex(source, paths.database)
-    return report
+    report = emptyCopyReport(index.counts())
+    await copyBlobs(index, backup, root, report, { ...options, isForServer: true })
   } finally {
     index.close()
   }
+  await copyKeys(join(backup, 'keys'), paths.keys)
+  await placeIndex(unfinished, paths.database)
+  return report
+}
+
+/** Keeps servers away until the restore has ended. */
+async function mark(path: string, what: string): Promise<void> {
+  await writeFile(path, `${what}\n`, { flush: true, mode: fileMode })
+  await giveToOwner(path)
 }
 
 /** The index comes into being whole, under its name. */
-async function placeIndex(source: string, database: string): Promise<void> {
-  const unfinished = `${database}.new`
-  await copyFile(source, unfinished)
+async function placeIndex(unfinished: string, database: string): Promise<void> {
   await syncFile(unfinished)
   await rename(unfinished, database)
   await syncDirectories([dirname(database)])
+}
+
+/** @throws RestoreError where a file is no index that this version can use, or bring to its own form */
+function refuseUnusable(path: string, name: string): void {
+  let version: number
+  try {
+    version = readSchemaVersion(path) ?? 0
+  } catch (error) {
+    throw new RestoreError(`${name} cannot be read (${error instanceof Error ? error.message : error}).`)
+  }
+  if (version === 0) throw new RestoreError(`${name} is no index of Boathouse: name another one.`)
+  if (version > schemaVersion) {
+    throw new RestoreError(`${name} was written by a newer Boathouse: use the command of that version.`)
+  }
+}
+
+/** Copies an index that an earlier version may have made, and brings the copy to the form of this one. */
+async function copyUpToDate(source: string, target: string): Promise<void> {
+  await removeIndex(target)
+  await copyFile(source, target)
+  await takeOver(target)
+  if ((readSchemaVersion(target) ?? 0) < schemaVersion) bringUpToDate(target)
+}
+
+/** Removes a copy with what SQLite has put beside it. */
+async function removeIndex(path: string): Promise<void> {
+  for (const suffix of ['', '-wal', '-shm', '-journal']) await rm(`${path}${suffix}`, { force: true })
 }
 
 /** What going back to a copy of the index did. */
@@ -107,18 +150,19 @@ export interface IndexRestoreReport {
 export async function restoreIndex(root: string, snapshot: string, now: number): Promise<IndexRestoreReport> {
   const [fault] = findIndexFaults(snapshot, 'thorough')
   if (fault !== undefined) throw new RestoreError(`${snapshot} is damaged too (${fault}): name another one.`)
+  refuseUnusable(snapshot, `The copy ${snapshot}`)
   const paths = dataPaths(root)
   const release = lockDataFolder(root)
   try {
     const unfinished = `${paths.database}.restored`
-    await copyFile(snapshot, unfinished)
+    await copyUpToDate(snapshot, unfinished)
     adoptIndex(unfinished, now)
     await syncFile(unfinished)
     const keptIn = await keepAside(
       paths.database,
       join(paths.damaged, new Date(now).toISOString().replaceAll(/[:.]/g, '-')),
     )
-    await writeFile(paths.restoring, 'an older index\n', { flush: true })
+    await mark(paths.restoring, 'an older index')
     await syncDirectories([root])
     // The log goes first: it would be taken for one of the index that comes.
     for (const suffix of ['-wal', '-shm']) await rm(`${paths.database}${suffix}`, { force: true })
@@ -127,6 +171,9 @@ export async function restoreIndex(root: string, snapshot: string, now: number):
     await rm(paths.restoring)
     await syncDirectories([root])
     return { keptIn, ...(await compare(root, paths.database)) }
+  } catch (error) {
+    await removeIndex(`${paths.database}.restored`)
+    throw error
   } finally {
     release()
   }
@@ -135,7 +182,7 @@ export async function restoreIndex(root: string, snapshot: string, now: number):
 /** Gives the index and its log a second name: it is under its first one until another takes that. */
 async function keepAside(database: string, folder: string): Promise<string | undefined> {
   if (!existsSync(database)) return undefined
-  await mkdir(folder, { recursive: true, mode: 0o700 })
+  await makeFolder(folder)
   for (const suffix of ['', '-wal']) {
     try {
       await link(`${database}${suffix}`, join(folder, `boathouse.db${suffix}`))

@@ -1,7 +1,8 @@
-import { mkdir, open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
+import { open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { errorCode, IndexDamagedError, toStorageError } from './errors.js'
 import { syncDirectories } from './fs-layout.js'
+import { fileMode, giveToOwner, makeFolder } from './owner-only.js'
 import { runIndexTask } from './sqlite-index-task.js'
 
 /** A copy of the index in the data folder. */
@@ -58,7 +59,7 @@ export interface SnapshotOptions {
  */
 export async function takeSnapshot(options: SnapshotOptions): Promise<Snapshot | undefined> {
   const { database, folder, now, before, floor } = options
-  await mkdir(folder, { recursive: true, mode: 0o700 })
+  await makeFolder(folder)
   await removeUnfinished(folder)
   if (!(await hasRoom(database, folder, floor))) return undefined
   const suffix = before === undefined ? '' : `-before-v${before}`
@@ -77,7 +78,8 @@ export async function copyIndexTo(database: string, path: string): Promise<void>
   const unfinished = `${path}.new`
   await rm(unfinished, { force: true })
   try {
-    await writeFile(unfinished, '', { mode: 0o600 }) // it holds hashes of passwords, wherever it is put
+    await writeFile(unfinished, '', { mode: fileMode }) // it holds hashes of passwords, wherever it is put
+    await giveToOwner(unfinished)
     const [fault] = await runIndexTask({ task: 'copy', path: database, target: unfinished })
     if (fault !== undefined) throw new IndexDamagedError(database, fault)
     await syncFile(unfinished)

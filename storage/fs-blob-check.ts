@@ -1,11 +1,12 @@
 import { createHash } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, rename } from 'node:fs/promises'
+import { type FileHandle, lstat, open, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { algorithmOf, type Digest, digestSoFar } from '../src/oci/digest.js'
 import type { Examination, ExamineOptions } from './blob-store.js'
 import { errorCode, toStorageError } from './errors.js'
 import { type Layout, syncDirectories } from './fs-layout.js'
+import { makeFolder } from './owner-only.js'
 
 /** A pipe or a device in a blob's place must not be waited for. */
 const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
@@ -108,7 +109,7 @@ export async function quarantineFile(
     })
     if ((found === undefined ? '' : `${found.ino} ${found.ctimeNs}`) !== state) return false
     if (found === undefined) return true
-    await mkdir(layout.quarantine, { recursive: true, mode: 0o700 })
+    await makeFolder(layout.quarantine)
     await rename(path, layout.quarantined(digest, now))
     await syncDirectories([layout.quarantine, dirname(layout.quarantine), dirname(path)])
     return true

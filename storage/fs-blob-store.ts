@@ -3,7 +3,6 @@ import { constants } from 'node:fs'
 import {
   type FileHandle,
   lstat,
-  mkdir,
   open,
   readdir,
   rename,
@@ -34,6 +33,7 @@ import { openFileReader } from './file-reader.js'
 import { examineFile, quarantineFile } from './fs-blob-check.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
 import { inParallel } from './in-parallel.js'
+import { fileMode, giveFileToOwner, makeFolder } from './owner-only.js'
 import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
@@ -68,10 +68,10 @@ export async function prepareFsBlobStore(root: string): Promise<void> {
 }
 
 async function makeDirectories(parent: string, names: readonly string[]): Promise<void> {
-  await mkdir(parent, { recursive: true })
+  await makeFolder(parent)
   const present = new Set(await readdir(parent))
   const missing = names.filter((name) => !present.has(name))
-  await Promise.all(missing.map((name) => mkdir(join(parent, name), { recursive: true })))
+  await Promise.all(missing.map((name) => makeFolder(join(parent, name))))
   await syncDirectories([parent]) // also what an interrupted first start has made
 }
 
@@ -157,12 +157,13 @@ class FsBlobStore implements BlobStore {
       file = await open(
         this.#layout.upload(uploadId),
         O_RDWR | O_NOFOLLOW | (offset === 0 ? O_CREAT : 0),
-        0o640,
+        fileMode,
       )
     } catch (error) {
       throw lostOr(error)
     }
     try {
+      if (offset === 0) await giveFileToOwner(file, this.#layout.uploads)
       const { size } = await file.stat()
       if (size < offset) throw new RegistryError('BLOB_UPLOAD_UNKNOWN')
       if (size > offset) await file.truncate(offset)
@@ -286,7 +287,7 @@ class FsBlobStore implements BlobStore {
   async check(): Promise<void> {
     const path = this.#layout.upload(`check-${randomUUID()}`)
     try {
-      const file = await open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o640)
+      const file = await open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, fileMode)
       try {
         await file.write('check', 0)
       } finally {

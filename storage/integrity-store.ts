@@ -45,6 +45,14 @@ export interface AffectedTag {
   readonly tag: Tag
 }
 
+/** A manifest that names a blob. */
+export interface NamingManifest {
+  readonly repository: RepositoryName
+  readonly digest: Digest
+  /** Whether it was deleted, and is kept so that it can be brought back. */
+  readonly isDeleted: boolean
+}
+
 /** A repository of a mirror that held a blob. */
 export interface MirroredHolder {
   readonly repository: RepositoryName
@@ -107,6 +115,15 @@ export interface IntegrityStore {
    * @returns these repositories
    */
   dropMirrored(digest: Digest): Promise<MirroredHolder[]>
+
+  /**
+   * Takes a damaged blob out of the repositories in which no manifest names it, be it one that was deleted: no client may
+   * use it there, and who pushes it again brings it back.
+   * @returns whether nothing needs it any more
+   */
+  dropUnneeded(digest: Digest): Promise<boolean>
+  /** Manifests that name this blob, or did until they were deleted, at most `limit`. */
+  listManifestsOfBlob(digest: Digest, limit: number): Promise<NamingManifest[]>
 
   /** Tags that lead to manifests which name this blob, at most `limit`. */
   listTagsOfBlob(digest: Digest, limit: number): Promise<AffectedTag[]>

@@ -1,7 +1,8 @@
 import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
-import { chmod, mkdir, open, readdir, readFile, rename, stat, unlink } from 'node:fs/promises'
+import { open, readdir, readFile, rename, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { errorCode } from './errors.js'
+import { closeToOthers, giveFileToOwner, makeFolder } from './owner-only.js'
 
 /** Milliseconds after which a key that was replaced is removed: no token lives as long. */
 const keptFor = 7 * 86_400_000
@@ -26,8 +27,8 @@ export class KeyStore {
 
   /** Makes the first key when there is none. */
   async prepare(now: number): Promise<void> {
-    await mkdir(this.#directory, { recursive: true, mode: 0o700 })
-    await chmod(this.#directory, 0o700)
+    await makeFolder(this.#directory)
+    await closeToOthers(this.#directory)
     if ((await this.#names()).length === 0) await this.add(now)
   }
 
@@ -74,11 +75,8 @@ export class KeyStore {
     const file = await open(`${path}.new`, 'wx', 0o600)
     try {
       await file.writeFile(text)
-      if (process.geteuid?.() === 0) {
-        // Root may rotate the keys of a server that runs as another user: it must be able to read them.
-        const { uid, gid } = await stat(this.#directory)
-        await file.chown(uid, gid)
-      }
+      // Root may rotate the keys of a server that runs as another user: it must be able to read them.
+      await giveFileToOwner(file, this.#directory)
       await file.sync()
     } finally {
       await file.close()

@@ -18,6 +18,20 @@ export function prepareIntegrity(db: Database) {
     `DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = ?)
        AND repository_id IN (SELECT id FROM repository WHERE mirror IS NOT NULL)`,
   )
+  const unneeded = db.prepare(
+    `DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = :digest AND damage IS NOT NULL)
+       AND NOT EXISTS (SELECT 1 FROM manifest_child c
+         WHERE c.digest = :digest AND c.repository_id = blob_link.repository_id)
+       AND NOT EXISTS (SELECT 1 FROM deleted_child c
+         WHERE c.digest = :digest AND c.repository_id = blob_link.repository_id)`,
+  )
+  const needed = db
+    .prepare<{ digest: string }, number>(
+      `SELECT EXISTS (SELECT 1 FROM blob b JOIN blob_link l ON l.blob_id = b.id WHERE b.digest = :digest)
+       OR EXISTS (SELECT 1 FROM blob WHERE digest = :digest AND damage IS NULL)
+       OR EXISTS (SELECT 1 FROM deleted_child WHERE digest = :digest AND is_linked = 1)`,
+    )
+    .pluck()
   const save = db.prepare<VerificationPosition>(
     `INSERT OR REPLACE INTO verification (id, phase, position, started_at, blobs, bytes, problems)
      VALUES (1, :phase, :position, :startedAt, :blobs, :bytes, :problems)`,
@@ -49,6 +63,11 @@ export function prepareIntegrity(db: Database) {
       const holders = mirrored.all(digest)
       unlink.run(digest)
       return holders
+    },
+
+    dropUnneeded(digest: Digest): boolean {
+      unneeded.run({ digest })
+      return needed.get({ digest }) === 0
     },
 
     savePosition(position: VerificationPosition): void {

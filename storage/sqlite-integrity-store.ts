@@ -11,6 +11,7 @@ import type {
   LastStop,
   ManifestToVerify,
   MirroredHolder,
+  NamingManifest,
   Repositories,
   VerificationPosition,
 } from './integrity-store.js'
@@ -74,6 +75,19 @@ function prepareQueries(db: Database) {
            JOIN manifest_child c ON c.repository_id = l.repository_id AND c.digest = b.digest
            JOIN manifest m ON m.id = c.manifest_id WHERE b.digest = ?
          ${upwards}`,
+    ),
+    manifestsOfBlob: db.prepare<
+      { digest: string; limit: number },
+      Omit<NamingManifest, 'isDeleted'> & { isDeleted: number }
+    >(
+      `SELECT r.name AS repository, m.digest, 0 AS isDeleted FROM blob b JOIN blob_link l ON l.blob_id = b.id
+         JOIN manifest_child c ON c.repository_id = l.repository_id AND c.digest = b.digest
+         JOIN manifest m ON m.id = c.manifest_id JOIN repository r ON r.id = m.repository_id WHERE b.digest = :digest
+       UNION
+       SELECT r.name, m.digest, 1 FROM deleted_child c
+         JOIN deleted_manifest m ON m.id = c.deleted_id JOIN repository r ON r.id = m.repository_id
+         WHERE c.digest = :digest
+       ORDER BY isDeleted LIMIT :limit`,
     ),
     tagsOfManifest: db.prepare<[number, number], AffectedTag>(
       `WITH RECURSIVE above (id, repository_id, digest) AS (
@@ -182,6 +196,20 @@ export class SqliteIntegrityStore implements IntegrityStore {
 
   dropMirrored(digest: Digest): Promise<MirroredHolder[]> {
     return this.#writer.run('dropMirrored', digest)
+  }
+
+  dropUnneeded(digest: Digest): Promise<boolean> {
+    return this.#writer.run('dropUnneeded', digest)
+  }
+
+  listManifestsOfBlob(digest: Digest, limit: number): Promise<NamingManifest[]> {
+    return this.#read((queries) =>
+      queries.manifestsOfBlob.all({ digest, limit }).map(({ repository, digest: own, isDeleted }) => ({
+        repository,
+        digest: own,
+        isDeleted: isDeleted === 1,
+      })),
+    )
   }
 
   listTagsOfBlob(digest: Digest, limit: number): Promise<AffectedTag[]> {

@@ -1,5 +1,6 @@
 import Database from 'better-sqlite3'
 import { errorCode } from './errors.js'
+import { makeFileForSqlite } from './owner-only.js'
 import { assertWritable } from './sqlite-connection.js'
 
 /** Somebody else holds the lock. */
@@ -20,6 +21,7 @@ export interface Lock {
  * @throws LockedError; the database's error when the file cannot be made, or cannot be written
  */
 export function lockFile(path: string, mode: 'exclusive' | 'shared', patience: number): Lock {
+  makeFileForSqlite(path)
   const db = new Database(path, { timeout: patience })
   try {
     db.pragma('journal_mode = MEMORY') // nothing is ever written: a lock must not fail for want of space

@@ -21,6 +21,7 @@ import type {
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
+import { makeFileForSqlite } from './owner-only.js'
 import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
@@ -42,10 +43,26 @@ import type { TagStore } from './tag-store.js'
 export function prepareSqlite(path: string): void {
   // Looked at before it is opened for writing: a newer database stays as it is, its log included.
   refuseNewerSchema(readSchemaVersion(path) ?? 0)
+  makeFileForSqlite(path)
   const db = openDatabase(path, 'writer')
   try {
     migrate(db)
     db.pragma('wal_checkpoint(TRUNCATE)')
+  } finally {
+    db.close()
+  }
+}
+
+/**
+ * Brings a copy of an index, which nobody works on, to the schema of this version; it stays one file.
+ * @throws NewerSchemaError, or the database's error; Error where it is no index of this program
+ */
+export function bringUpToDate(path: string): void {
+  if ((readSchemaVersion(path) ?? 0) === 0) throw new Error(`${path} is no index of this program`)
+  prepareSqlite(path)
+  const db = new Database(path, { fileMustExist: true })
+  try {
+    db.pragma('journal_mode = DELETE')
   } finally {
     db.close()
   }
@@ -181,7 +198,8 @@ function prepareQueries(db: Database.Database) {
       `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
          c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
          coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds,
-         (SELECT count(*) FROM blob WHERE damage IS NOT NULL) AS damagedBlobs,
+         (SELECT count(*) FROM blob WHERE damage IS NOT NULL
+           AND EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = blob.id)) AS damagedBlobs,
          coalesce(s.verified_at, 0) / 1000.0 AS verifiedAt, coalesce(s.problems, 0) AS verificationProblems
        FROM total t, collection c, service s`,
     ),

@@ -150,7 +150,7 @@ t.test('a command on a damaged index says what helps', async (t) => {
   const refused = await runCommand(server.data, ['gc'])
   t.match(refused, {
     code: 1,
-    stderr: /^The index .*boathouse\.db is damaged .*"boathouse restore --index"[^\n]*\.\n$/,
+    stderr: /^The index .*boathouse\.db is damaged .*"[^"]*restore --index[^"]*"[^\n]*\.\n$/,
   })
 })
 
@@ -184,7 +184,7 @@ for (const isLinked of [true, false]) {
 
     t.match(await succeeded(t, backUp(server, target)), { blobs: 2, missing: [], damaged: 1 })
     const told = await runCommand(server.data, ['backup', target])
-    t.match(told, { code: 0, stderr: /^Damaged blobs: 1\..*"boathouse verify" names the images/m })
+    t.match(told, { code: 0, stderr: /^Damaged blobs: 1\..*"[^"]*verify[^"]*" names the images/m })
     t.ok(existsSync(fileBelow(target, victim.digest)), 'what may be the last copy is not removed')
     const early = join(scratch, 'early')
     await succeeded(t, runCommand(early, ['restore', target, '--json']))

@@ -94,8 +94,8 @@ async function soonEverywhere(
 
 t.test('users: add, passwd, disable, enable and remove hold on all workers within a second', async (t) => {
   const { server, run } = await online(t)
-  t.match(server.stderr(), /there are no users.*boathouse user add NAME --admin/)
-  t.equal(server.stdout()[2], 'Add the first user: boathouse user add NAME --admin')
+  t.match(server.stderr(), /there are no users.* user add NAME --admin/)
+  t.match(server.stdout()[2], /^Add the first user: .* user add NAME --admin --config /)
   t.equal(await statusOf(server, '/v2/', basic('ann', 'first')), 401)
 
   const added = await did(t, run('user add ann --admin', 'first\n'))

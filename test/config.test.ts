@@ -893,6 +893,16 @@ t.test(
       'none',
       'the flag decides',
     )
+    for (const yaml of [
+      'publicUrl: https://registry.example.com',
+      'publicUrl: http://localhost:5000',
+      'trustedProxies: 127.0.0.1',
+      'trustedProxies: [10.0.0.0/8]',
+    ]) {
+      t.equal(mode({ yaml }), 'token', `S77: ${yaml}`)
+      t.equal(mode({ yaml: `${yaml}\nauth: none` }), 'none', `S77: ${yaml}, but none is written`)
+    }
+    t.equal(mode({ yaml: 'trustedProxies: []' }), 'none', 'S77: nobody is trusted')
     t.strictSame(
       faultsOf(t, { yaml: 'auth: basic', flags: { listen: '0.0.0.0:5000' } }),
       ['auth in boathouse.yaml is "basic": write token, or none to let everybody in.'],

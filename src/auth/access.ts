@@ -37,6 +37,8 @@ export interface Credentials {
   readonly authorization: string | undefined
   /** The client's address, behind trusted proxies the one that they name. */
   readonly address: string
+  /** Whether the request came through a proxy, and is not one that anybody may make. */
+  readonly isForwarded: boolean
 }
 
 /** Somebody who asks, with what he may do. */
@@ -99,10 +101,12 @@ const everybody: Caller = {
   reach: () => [''],
 }
 
-/**
- * Lets everybody do everything: what `auth: none` says, and what a server that only this machine reaches does
- * unless told otherwise.
- */
+/** Whether this is the caller that {@link openAccess} makes of everybody. */
+export function isEverybody(caller: Caller): boolean {
+  return caller === everybody
+}
+
+/** Lets everybody do everything: what `auth: none` says. */
 export const openAccess: AccessPolicy = {
   authenticate: () => everybody,
   authorize: () => undefined,

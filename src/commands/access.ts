@@ -11,6 +11,7 @@ import { commandGroup, Misuse, note, parse, Refusal, say, sharedUsage, words } f
 import { formatGrant } from './grant.js'
 import { nameOf, readInput } from './input.js'
 import { formatSubject } from './names.js'
+import { noteOpenness } from './openness.js'
 import { type Place, unknownUser, withPlace } from './store.js'
 import { formatJson, formatTable } from './table.js'
 
@@ -169,6 +170,7 @@ async function store(
   if (unknown.length > 0) throw new Refusal(`Nothing was changed: ${unknown.join(', ')} is gone meanwhile.`)
   place.audit('access applied', { changes })
   note(`Changed ${changes.length} of groups and grants.`)
+  await noteOpenness(place, wanted.grants.length)
 }
 
 async function readCurrent({ access: store }: Place): Promise<Access> {

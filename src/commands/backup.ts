@@ -4,6 +4,7 @@ import { dataPaths } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
 import { BackupInUseError, type CopyReport, CopyStoppedError, makeBackup } from '../../storage/file-backup.js'
 import { type Command, note, parse, Refusal, say, sharedUsage, words } from './command.js'
+import { describeDataFailure, describeFolderFailure } from './folder-failure.js'
 import { describeProgress, interruptible, showProgress } from './progress.js'
 import { type Place, withPlace } from './store.js'
 import { formatBytes, formatJson } from './table.js'
@@ -71,7 +72,12 @@ async function run(place: Place, target: string): Promise<Outcome> {
   } catch (error) {
     if (error instanceof CopyStoppedError) return { report: error.report, isInterrupted: true }
     const isExpected = error instanceof IndexDamagedError || error instanceof BackupInUseError
-    throw isExpected ? new Refusal(error.message) : error
+    if (isExpected) throw new Refusal(error.message)
+    const advice = 'name another folder, or run the command as the user whose it is'
+    const sentence =
+      describeFolderFailure(error, { folder: target, what: 'folder of the backup', advice }) ??
+      describeDataFailure(error, root)
+    throw sentence === undefined ? error : new Refusal(sentence)
   } finally {
     progress.end()
   }

@@ -1,4 +1,5 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { withTyped } from './own-name.js'
 
 /** What was typed is no command: exit code 2. The message is a sentence that says what to type. */
 export class Misuse extends Error {
@@ -121,10 +122,10 @@ export function words<const N extends readonly string[]>(
 
 /** Writes a line for whoever asked. */
 export function say(text: string): void {
-  process.stdout.write(`${text}\n`)
+  process.stdout.write(`${withTyped(text)}\n`)
 }
 
 /** Writes a line beside the answer, which programs do not read. */
 export function note(text: string): void {
-  process.stderr.write(`${text}\n`)
+  process.stderr.write(`${withTyped(text)}\n`)
 }

@@ -1,6 +1,7 @@
 import type { Grant, Permission, Subject } from '../../storage/access-store.js'
 import { type Command, Misuse, note, parse, Refusal, type SharedValues, say, sharedUsage } from './command.js'
 import { checkPattern, formatSubject, parsePermissions, parseSubject } from './names.js'
+import { noteOpenness } from './openness.js'
 import { type Place, unknownUser, withPlace } from './store.js'
 
 const details = `  PERMISSION  pull, push, delete or admin, several with commas; push and delete bring pull along, admin is all three
@@ -61,12 +62,17 @@ function readWish(args: readonly string[]): Wish {
   return { values, pattern, permissions: parsePermissions(written), subject: parseSubject(values.to) }
 }
 
-async function add({ access, audit }: Place, { subject, pattern, permissions }: Wish): Promise<number> {
+async function add(place: Place, { subject, pattern, permissions }: Wish): Promise<number> {
+  const { access, audit } = place
+  let added = 0
   for (const permission of permissions) {
     const one: Grant = { subject, pattern, permission }
     const outcome = await access.addGrant(one)
     if (outcome === 'no-user') throw unknownUser('name' in subject ? subject.name : '')
-    if (outcome === 'added') audit('grant added', { grant: formatGrant(one) })
+    if (outcome === 'added') {
+      added++
+      audit('grant added', { grant: formatGrant(one) })
+    }
     say(outcome === 'added' ? `Granted ${describe(one)}.` : `${describe(one)} was granted already.`)
   }
   if (
@@ -77,6 +83,7 @@ async function add({ access, audit }: Place, { subject, pattern, permissions }: 
       `Nobody is in the group ${subject.name} yet: "boathouse user groups NAME ${subject.name}" puts somebody in.`,
     )
   }
+  if (added > 0) await noteOpenness(place, added)
   return 0
 }
 

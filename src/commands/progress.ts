@@ -1,4 +1,5 @@
 import { note } from './command.js'
+import { onHangup } from './hangup.js'
 import { formatBytes, formatDuration } from './table.js'
 
 /** Milliseconds between two words about how far it is: on a terminal, and elsewhere. */
@@ -40,16 +41,18 @@ export function describeProgress(done: number, all: number, milliseconds: number
   return `${formatBytes(done)} of ${formatBytes(all)}, ${formatBytes(rate)}/s, ${left} left`
 }
 
-/** Runs a task that Ctrl-C and SIGTERM tell to stop. */
+/** Runs a task that Ctrl-C, SIGTERM and the end of its terminal tell to stop. */
 export async function interruptible<T>(task: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const stop = new AbortController()
   const onSignal = () => stop.abort()
   process.on('SIGINT', onSignal)
   process.on('SIGTERM', onSignal)
+  const endHangup = onHangup({ terminalGone: onSignal })
   try {
     return await task(stop.signal)
   } finally {
     process.off('SIGINT', onSignal)
     process.off('SIGTERM', onSignal)
+    endHangup()
   }
 }

@@ -1,10 +1,12 @@
+import { existsSync } from 'node:fs'
 import { basename, join, resolve } from 'node:path'
-import { loadConfigFromProcess } from '../../config/load.js'
 import { DataFolderInUseError, dataPaths } from '../../storage/data-folder.js'
 import { CopyStoppedError } from '../../storage/file-backup.js'
 import { RestoreError, restoreBackup, restoreIndex } from '../../storage/file-restore.js'
 import { listSnapshots, type Snapshot } from '../../storage/file-snapshots.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage, words } from './command.js'
+import { describeDataFailure, describeFolderFailure } from './folder-failure.js'
+import { loadSettings } from './own-name.js'
 import { describeProgress, interruptible, showProgress } from './progress.js'
 import { confirm } from './prompt.js'
 import { formatBytes, formatJson, formatTime } from './table.js'
@@ -33,7 +35,7 @@ in damaged/, and blobs that came since stay on the disk.`,
     })
     const { json = false, index: isIndex = false, list = false, yes = false } = values
     if (isIndex && list) throw new Misuse('--index and --list do not go together.')
-    const { data } = await loadConfigFromProcess({ config: values.config, data: values.data })
+    const { data } = await loadSettings({ config: values.config, data: values.data })
     try {
       if (list) return await listAll(data, json)
       if (!isIndex) return await fromBackup(resolve(words(positionals, 'DIR')[0]), data, json)
@@ -41,13 +43,26 @@ in damaged/, and blobs that came since stay on the disk.`,
       return await olderIndex(data, positionals[0], { yes, json })
     } catch (error) {
       const isExpected = error instanceof RestoreError || error instanceof DataFolderInUseError
-      throw isExpected ? new Refusal(error.message) : error
+      throw isExpected ? new Refusal(error.message) : described(error, positionals[0], isIndex || list, data)
     }
   },
 }
 
+/** The same error, as a sentence where it is about one of the folders. */
+function described(error: unknown, source: string | undefined, isOfIndex: boolean, data: string): unknown {
+  const advice = 'name another folder, or run the command as a user who may read it'
+  const backup = { folder: resolve(source ?? ''), what: 'folder of the backup', advice }
+  const sentence =
+    (isOfIndex ? undefined : describeFolderFailure(error, backup)) ?? describeDataFailure(error, data)
+  return sentence === undefined ? error : new Refusal(sentence)
+}
+
 async function listAll(data: string, json: boolean): Promise<number> {
-  const all = await listSnapshots(dataPaths(data).snapshots)
+  const { database, snapshots } = dataPaths(data)
+  const all = await listSnapshots(snapshots)
+  if (all.length === 0 && !existsSync(database)) {
+    throw new Refusal(`There is no registry in ${data}: name its data folder with --data.`)
+  }
   if (json) say(formatJson(all.map(({ name, madeAt }) => ({ name, madeAt: formatTime(madeAt, '') }))))
   else for (const { name } of all) say(name)
   if (all.length === 0) note(`There is no copy of the index in ${dataPaths(data).snapshots}.`)

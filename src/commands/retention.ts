@@ -44,6 +44,11 @@ The rules are retention.rules of the server's settings, and the server follows t
         if (!matchesRepository(only, repository)) continue
         found.push({ repository, verdicts: await work.judge(repository) })
       }
+      if (found.length === 0 && !pattern.includes('*')) {
+        throw new Refusal(
+          `No rule is for a repository ${pattern} that has tags: look at its name, and at retention.rules.`,
+        )
+      }
       const count = found.flatMap(({ verdicts }) => verdicts).filter(({ isKept }) => !isKept).length
       if (values.json !== true) tellVerdicts(found, isDry)
       let removed = 0

@@ -1,15 +1,15 @@
 import { settingsHelp } from '../../config/help.js'
-import { loadConfigFromProcess } from '../../config/load.js'
 import { DataFolderInUseError } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
 import { NewerSchemaError } from '../../storage/migrations.js'
 import { type Command, parseExactly, Refusal, words } from './command.js'
+import { loadSettings } from './own-name.js'
 import { serve } from './serve.js'
 import { describeStartFailure, StartError } from './start-failure.js'
 
 /** `boathouse serve` */
 export const runServer: Command = {
-  usage: `Run the registry until SIGTERM or SIGINT
+  usage: `Run the registry until SIGTERM or SIGINT, or until its terminal is closed
 
   boathouse serve [--config FILE] [--listen HOST:PORT] [--data DIR]
 
@@ -25,7 +25,7 @@ ${settingsHelp()}`,
       data: { type: 'string' },
     })
     words(positionals)
-    const config = await loadConfigFromProcess(values)
+    const config = await loadSettings(values)
     try {
       return await serve(config)
     } catch (error) {

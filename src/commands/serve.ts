@@ -1,9 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
-import { authMode } from '../../config/load.js'
+import { authMode, isOpenByDefault } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
-import { type DataFolder, takeDataFolder } from '../../storage/data-folder.js'
+import { type DataFolder, dataPaths, notClosed, takeDataFolder } from '../../storage/data-folder.js'
 import { IndexDamagedError } from '../../storage/errors.js'
+import { KeyStore } from '../../storage/key-store.js'
+import { closeBlobs } from '../../storage/owner-only.js'
+import { isDecided } from '../auth/local-access.js'
 import { createMender } from '../mending.js'
 import type { UploadService } from '../registry/uploads.js'
 import {
@@ -18,8 +21,10 @@ import { version } from '../version.js'
 import { ClockWatch } from './clock-watch.js'
 import { startCollecting } from './collecting.js'
 import { exitCodes } from './exit-codes.js'
+import { onHangup } from './hangup.js'
 import { createLogger, flushLogger } from './logger.js'
 import { startSyncing } from './mirror-syncing.js'
+import { typed } from './own-name.js'
 import { startRetaining } from './retaining.js'
 import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
@@ -34,6 +39,9 @@ const shortestExpiryInterval = 500
 
 /** Milliseconds that what is at work at a stop has to end, beyond the time that requests have. */
 const stopPatience = 60_000
+
+/** Milliseconds that a start waits for blobs to be closed to others. */
+const closingPatience = 1000
 
 /** Milliseconds between two tries to give back what a dead worker held. */
 const releasePause = 1000
@@ -53,7 +61,7 @@ interface Primary {
 }
 
 /**
- * Runs the registry until it is told to stop (SIGTERM, SIGINT).
+ * Runs the registry until it is told to stop (SIGTERM, SIGINT, or SIGHUP from its terminal).
  * @returns the exit code
  * @throws StartError, DataFolderInUseError, NewerSchemaError
  */
@@ -107,19 +115,60 @@ export async function serve(config: Config): Promise<number> {
 /** Takes the data folder and puts in order what a server that was killed has left. */
 async function takePrimary(config: Config, logger: Logger): Promise<Primary> {
   const folder = await takeDataFolder(config.data)
-  if (folder.warning !== undefined) logger.warn(folder.warning)
+  for (const warning of folder.warnings) logger.warn(warning)
+  await Promise.race([closeAllBlobs(config, logger), delay(closingPatience, undefined, { ref: false })])
   const stores = await openStores(config, (error) => endAtOnce(error, logger))
-  let isOpen = true
-  if (authMode(config) === 'token') {
-    const { prepareAccess } = await import('./prepare-access.js')
-    isOpen = await prepareAccess(config, stores.access, logger)
-  }
+  const isOpen = await prepareOpenness(config, stores.access, logger)
   await stores.quotas.setQuotas(config.quotas)
   await stores.mirrors.settleRepositories(config.mirrors.map(({ name }) => name))
   // Nobody else serves this folder: whoever held a turn is dead, but for a sync that may be at work.
   await stores.metadata.releaseTurns('')
   await stores.mirrors.releaseDeadSync()
   return { folder, stores, isOpen }
+}
+
+/** What an earlier version made readable for others; of many blobs most are closed while the server serves. */
+async function closeAllBlobs(config: Config, logger: Logger): Promise<void> {
+  try {
+    if (!(await closeBlobs(config.data))) logger.warn(notClosed)
+  } catch (error) {
+    logger.warn({ err: error }, notClosed)
+  }
+}
+
+/** @returns whether anybody can push; where logins are wanted, there may be nobody yet who could */
+async function prepareOpenness(config: Config, access: Stores['access'], logger: Logger): Promise<boolean> {
+  const isClosing = isOpenByDefault(config) && (await isDecided(access))
+  if (isClosing) {
+    logger.info('there are users or grants: a login is asked for (the setting auth is unset)')
+  }
+  if (authMode(config) === 'token' || isClosing) {
+    const { prepareAccess } = await import('./prepare-access.js')
+    return prepareAccess(config, access, logger)
+  }
+  if (isOpenByDefault(config)) {
+    // The first user may come while the server runs.
+    await new KeyStore(dataPaths(config.data).keys).prepare(Date.now())
+  } else await warnOfIgnored(config, access, logger)
+  return true
+}
+
+/** With `auth: none` much is ignored that somebody may rely on. */
+async function warnOfIgnored(config: Config, access: Stores['access'], logger: Logger): Promise<void> {
+  const users = await access.countUsers()
+  const grants = (await access.listGrants()).length
+  const advice = 'everybody who reaches the server may do everything: write "auth: token" to ask for logins'
+  if (users > 0 || grants > 0)
+    logger.warn({ users, grants }, `users and grants are ignored, since auth is none; ${advice}`)
+  const { admin, tokens } = config
+  const set = {
+    'admin.passwordFile': admin.passwordFile,
+    'tokens.keyFile': tokens.keyFile,
+    'tokens.service': tokens.service,
+  }
+  for (const [setting, value] of Object.entries(set)) {
+    if (value !== undefined) logger.warn(`${setting} is ignored, since auth is none; ${advice}`)
+  }
 }
 
 function createVerifying(config: Config, stores: Stores, logger: Logger) {
@@ -170,14 +219,16 @@ async function releaseTurns(stores: () => Stores | undefined, holder: string, lo
 /** The three lines that a person who starts the registry wants to see. */
 function announce(config: Config, address: Server['address'], isOpen: boolean): void {
   const scheme = config.tls === undefined ? 'http' : 'https'
-  const host = address.host.includes(':') ? `[${address.host}]` : address.host
-  const name = host === '0.0.0.0' || host === '[::]' || host === '127.0.0.1' ? 'localhost' : host
+  // Nobody can type [::] as it is; for all addresses stands one of them.
+  const isForAll = address.host === '::'
+  const host = isForAll ? 'localhost' : address.host.includes(':') ? `[${address.host}]` : address.host
+  const name = host === '0.0.0.0' || host === '127.0.0.1' ? 'localhost' : host
   const image = `${name}:${address.port}/hello:1`
   const next = isOpen
     ? `Push a first image: docker tag IMAGE ${image} && docker push ${image}`
-    : 'Add the first user: boathouse user add NAME --admin'
+    : `Add the first user: ${typed('user add NAME --admin')}`
   process.stdout.write(
-    `Boathouse ${version} is listening on ${scheme}://${host}:${address.port}\n` +
+    `Boathouse ${version} is listening on ${scheme}://${host}:${address.port}${isForAll ? ', on all addresses' : ''}\n` +
       `Data is in ${config.data}\n` +
       `${next}\n`,
   )
@@ -195,6 +246,17 @@ function stopSignal(logger: Logger): Promise<void> {
     }
     process.on('SIGTERM', onSignal)
     process.on('SIGINT', onSignal)
+    onHangup({
+      // A shell and the system may both tell it: one more is no hurry.
+      terminalGone: () => {
+        if (!isStopping) onSignal('SIGHUP')
+      },
+      otherwise: () =>
+        logger.info(
+          { signal: 'SIGHUP' },
+          'nothing to reload: certificates and keys are taken up when their files change, settings at a start',
+        ),
+    })
   })
 }
 

@@ -1,6 +1,5 @@
 import { accessSync, constants, existsSync } from 'node:fs'
 import { userInfo } from 'node:os'
-import { loadConfigFromProcess } from '../../config/load.js'
 import type { Config } from '../../config/schema.js'
 import { showName } from '../../config/words.js'
 import type { AccessStore } from '../../storage/access-store.js'
@@ -9,7 +8,9 @@ import { errorCode, IndexDamagedError, isIndexDamage } from '../../storage/error
 import { KeyStore } from '../../storage/key-store.js'
 import { RegistryError } from '../oci/errors.js'
 import { openStores, type Stores } from '../stores.js'
-import { Misuse, Refusal, type SharedValues } from './command.js'
+import { Misuse, note, Refusal, type SharedValues } from './command.js'
+import { describeDataFailure } from './folder-failure.js'
+import { loadSettings } from './own-name.js'
 
 /** What a command works on. */
 export interface Place {
@@ -28,7 +29,7 @@ export interface Place {
 export async function withPlace<T>(values: SharedValues, task: (place: Place) => Promise<T>): Promise<T> {
   const { log, ...flags } = values
   if (log !== undefined && log !== 'json') throw new Misuse('--log takes the word json.')
-  const config = await loadConfigFromProcess({ config: flags.config, data: flags.data })
+  const config = await loadSettings({ config: flags.config, data: flags.data })
   const paths = dataPaths(config.data)
   checkFolder(config.data, paths.database)
   const { audit, flush } = await openAudit(log)
@@ -46,7 +47,7 @@ export async function withPlace<T>(values: SharedValues, task: (place: Place) =>
 async function open(config: Config): Promise<Stores> {
   try {
     return await openStores(config, (error) => {
-      process.stderr.write(`The index of ${config.data} cannot be written: ${error.message}.\n`)
+      note(`The index of ${config.data} cannot be written: ${error.message}.`)
       process.exit(1)
     })
   } catch (error) {
@@ -59,20 +60,30 @@ export function unknownUser(name: string): Refusal {
   return new Refusal(`There is no user ${showName(name)}: "boathouse user list" shows who there is.`)
 }
 
+/** The answer to a name of a repository that holds no manifest. */
+export function unknownRepository(name: string): Refusal {
+  return new Refusal(
+    `There is no repository ${showName(name)}: look at its name, which has no registry before it.`,
+  )
+}
+
 /** A command must never make a folder: it would be one that no server looks at. */
 function checkFolder(root: string, database: string): void {
   try {
     accessSync(database, constants.R_OK | constants.W_OK)
     accessSync(root, constants.R_OK | constants.W_OK | constants.X_OK)
   } catch (error) {
+    const code = errorCode(error)
+    const sentence = code === 'EACCES' ? undefined : describeDataFailure(error, root)
     throw new Refusal(
-      errorCode(error) === 'ENOENT' || errorCode(error) === 'ENOTDIR'
+      code === 'ENOENT' || code === 'ENOTDIR'
         ? `There is no registry in ${root}: name its data folder with --data, or start the server there once.`
-        : `This user may not write to ${root}: run the command as the user that the server runs as.`,
+        : (sentence ??
+            `This user may not write to ${root}: run the command as the user that the server runs as.`),
     )
   }
   if (existsSync(dataPaths(root).restoring)) {
-    throw new Refusal(`A restore into ${root} was interrupted: run the same "boathouse restore" again first.`)
+    throw new Refusal(`A restore into ${root} was interrupted: run the same restore again first, it goes on.`)
   }
   switch (stateOf(root)) {
     case 'older':

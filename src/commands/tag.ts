@@ -4,7 +4,7 @@ import { type Digest, parseDigest } from '../oci/digest.js'
 import { parseRepositoryName, parseTag, type RepositoryName, type Tag } from '../oci/reference.js'
 import { parseTagPattern, tagPatternsFor } from '../oci/tag-pattern.js'
 import { commandGroup, Misuse, parse, Refusal, say, sharedUsage, words } from './command.js'
-import { systemUser, withPlace } from './store.js'
+import { systemUser, unknownRepository, withPlace } from './store.js'
 import { formatJson, formatTable, formatTime } from './table.js'
 
 /** Changes that are told unless others are asked for, and rows that are read at once. */
@@ -46,6 +46,8 @@ async function list(args: readonly string[]): Promise<number> {
       after = page.at(-1)?.tag ?? ''
       if (page.length < pageSize) break
     }
+    if (rows.length === 0 && !(await stores.metadata.hasRepository(repository)))
+      throw unknownRepository(repository)
     if (values.json === true) say(formatJson(rows))
     else if (rows.length === 0) say(`${repository} has no tags.`)
     else {

@@ -2,6 +2,7 @@ import { isBcryptHash } from '../auth/passwords.js'
 import { note, parse, say, words } from './command.js'
 import { nameOf, readInput } from './input.js'
 import { faultOfName } from './names.js'
+import { noteOpenness } from './openness.js'
 import { type Place, withPlace } from './store.js'
 
 /** How other kinds of hashes begin, and what they are called. */
@@ -28,6 +29,7 @@ export async function importUsers(args: readonly string[]): Promise<number> {
       counts[await importLine(place, line, `${nameOf(file)}, line ${index + 1}`)]++
     }
     say(`Added ${counts.added} users, left ${counts.there} that were there, skipped ${counts.skipped} lines.`)
+    if (counts.added > 0) await noteOpenness(place, counts.added)
     return counts.skipped > 0 ? 1 : 0
   })
 }
@@ -58,5 +60,5 @@ async function importLine(
 function faultOfHash(name: string, text: string): string | undefined {
   if (isBcryptHash(text)) return undefined
   const [, kind = 'of an unknown kind'] = otherKinds.find(([pattern]) => pattern.test(text)) ?? []
-  return `the hash of ${name} is ${kind}, and only bcrypt can be taken: give ${name} a password with "boathouse user add".`
+  return `the hash of ${name} is ${kind}, and only bcrypt can be taken: give ${name} a password with "boathouse user add ${name}".`
 }

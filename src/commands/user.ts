@@ -2,6 +2,7 @@ import type { User } from '../../storage/access-store.js'
 import { Passwords } from '../auth/passwords.js'
 import { commandGroup, Misuse, parse, Refusal, say, sharedUsage, words } from './command.js'
 import { checkName } from './names.js'
+import { noteOpenness } from './openness.js'
 import { confirm, readNewPassword } from './prompt.js'
 import { type Place, unknownUser, withPlace } from './store.js'
 import { formatJson, formatTable, formatTime } from './table.js'
@@ -46,7 +47,8 @@ async function add(args: readonly string[]): Promise<number> {
   const isAdmin = values.admin === true
   const wanted = [...new Set(values.group ?? [])]
   for (const group of wanted) checkName(group, 'group')
-  return withPlace(values, async ({ access, audit }) => {
+  return withPlace(values, async (place) => {
+    const { access, audit } = place
     const taken = new Refusal(
       `There is a user ${name} already: "boathouse user passwd ${name}" changes the password.`,
     )
@@ -58,6 +60,7 @@ async function add(args: readonly string[]): Promise<number> {
     say(
       `Added the ${isAdmin ? 'admin' : 'user'} ${name}${wanted.length > 0 ? ` to ${wanted.join(', ')}` : ''}.`,
     )
+    await noteOpenness(place, 1)
     return 0
   })
 }

@@ -6,8 +6,11 @@ import { type Finding, problemsLeft, type VerificationReport } from '../registry
 import { createVerifier } from '../stores.js'
 import { type Command, Misuse, note, parse, Refusal, say, sharedUsage } from './command.js'
 import { describeProgress, interruptible, showProgress } from './progress.js'
-import { type Place, withPlace } from './store.js'
+import { type Place, unknownRepository, withPlace } from './store.js'
 import { formatBytes, formatJson } from './table.js'
+
+/** Manifests without a tag that are named for one blob. */
+const mostShown = 3
 
 /** `boathouse verify` */
 export const verify: Command = {
@@ -36,6 +39,7 @@ back, and what a mirror held is fetched from its upstream. Exits with 1 when som
     }
     const repositories = positionals.length === 0 ? 'all' : positionals.map(readName)
     return withPlace(values, async (place) => {
+      if (repositories !== 'all') await checkNames(place, repositories)
       const rate = written ?? place.config.verify.rate
       const report = await run(place, { rate, repositories, isAnew: values.restart === true })
       const { blobs, bytes, problems, mended } = report
@@ -52,6 +56,15 @@ function readName(text: string): RepositoryName {
     return parseRepositoryName(text)
   } catch {
     throw new Misuse('After verify stand names of repositories such as team/app, or nothing.')
+  }
+}
+
+/** A name that was typed wrong must not look as if all were well. @throws Refusal */
+async function checkNames({ stores }: Place, names: readonly RepositoryName[]): Promise<void> {
+  for (const name of names) {
+    if (await stores.metadata.hasRepository(name)) continue
+    const { blobs } = await stores.integrity.countBlobs(0, [name])
+    if (blobs === 0) throw unknownRepository(name)
   }
 }
 
@@ -97,13 +110,14 @@ function tell(report: VerificationReport): void {
   for (const fault of report.indexFaults) {
     say(`index: ${fault}: stop the server, then "boathouse restore --index" goes back to a sound copy`)
   }
-  const { blobs, bytes, manifests, mended, healed, orphans, orphanBytes } = report
+  const { blobs, bytes, manifests, mended, unneeded, healed, orphans, orphanBytes } = report
   const left = problemsLeft(report)
   say(
     [
       `Verified ${blobs} blobs, ${formatBytes(bytes)}, and ${manifests} manifests: `,
       left === 0 ? 'all is well' : `${left} not as it should be`,
       mended === 0 ? '' : `, ${mended} came from a mirror's upstream again`,
+      unneeded === 0 ? '' : `, ${unneeded} damaged that nothing needs`,
       healed === 0 ? '' : `, ${healed} are right again`,
       '.',
     ].join(''),
@@ -118,16 +132,33 @@ function tell(report: VerificationReport): void {
 
 /** One line: what is wrong with what, which tags suffer, and what becomes of it. */
 export function describeFinding(finding: Finding): string {
-  const { problem, what, digest, how, tags, repository } = finding
+  const { problem, what, digest, how, tags, repository, manifests } = finding
   const place = repository === undefined ? '' : ` of ${repository}`
   const names = tags.map(({ repository: name, tag }) => `${name}:${tag}`).join(', ')
   const isLost = problem !== 'unreadable' && !finding.isMended
   const suffering =
-    names === '' ? 'no tag needs it' : `${isLost ? 'cannot be pulled whole' : 'needed by'}: ${names}`
+    names === ''
+      ? `no tag needs it${describeNaming(manifests)}`
+      : `${isLost ? 'cannot be pulled whole' : 'needed by'}: ${names}`
   return `${problem}: ${what} ${digest}${place}: ${how}; ${suffering}; ${remedy(finding)}`
 }
 
-function remedy({ problem, isMended, mirrors }: Finding): string {
+/** Manifests by which it is needed although no tag leads to them. */
+function describeNaming(manifests: Finding['manifests']): string {
+  const shown = manifests
+    .slice(0, mostShown)
+    .map(({ repository, digest, isDeleted }) => `${repository}@${digest}${isDeleted ? ' (deleted)' : ''}`)
+  const more = manifests.length > mostShown ? ' and more' : ''
+  return shown.length === 0 ? '' : `, but ${shown.join(', ')}${more}`
+}
+
+function remedy({ problem, isMended, isUnneeded, mirrors, manifests }: Finding): string {
+  if (isUnneeded) return 'nothing needs it: it goes with a garbage collection'
+  if (problem !== 'unreadable' && manifests.length > 0 && mirrors.length === 0) {
+    return manifests.some(({ isDeleted }) => !isDeleted)
+      ? 'push that again to mend it, or delete it'
+      : 'push that again to mend it, or wait: it goes when it cannot be brought back any more'
+  }
   if (isMended) return "it came from a mirror's upstream again"
   if (problem === 'unreadable') return 'nothing was changed: look at the disk and its permissions'
   return mirrors.length > 0 ? `${mirrors.join(', ')} fetches it again when asked` : 'push it again to mend it'

@@ -77,9 +77,9 @@ function tell(report: VerificationReport | undefined, logger: Logger): void {
 /** Writes what was found to the log, a line each. */
 export function tellFindings({ findings, problems }: VerificationReport, logger: Logger): void {
   for (const finding of findings.slice(0, mostLogged)) {
-    const { digest, tags, isMended } = finding
+    const { digest, tags, isMended, isUnneeded } = finding
     const about = { digest, tags: tags.map(({ repository, tag }) => `${repository}:${tag}`) }
-    if (isMended) logger.warn(about, describeFinding(finding))
+    if (isMended || isUnneeded) logger.warn(about, describeFinding(finding))
     else logger.error(about, describeFinding(finding))
   }
   if (problems > mostLogged) {

@@ -2,8 +2,10 @@ import cluster from 'node:cluster'
 import type { Config } from '../../config/schema.js'
 import type { MetricsText } from '../app.js'
 import { shareMetrics } from '../http/metrics.js'
+import { onHangup } from './hangup.js'
 import { createLogger, flushLogger } from './logger.js'
 import type { FromWorker, ToWorker } from './messages.js'
+import { rememberSettings } from './own-name.js'
 import { startWorker } from './serve-worker.js'
 import { describeStartFailure } from './start-failure.js'
 
@@ -29,6 +31,7 @@ function askMetrics(): Promise<MetricsText> {
 }
 
 async function start(config: Config, name: string): Promise<void> {
+  rememberSettings(undefined, config.data)
   const logger = await createLogger(config.log, name)
   try {
     const worker = await startWorker(config, { logger, processName: name, collectMetrics: askMetrics })
@@ -62,6 +65,7 @@ process.on('message', (message: ToWorker) => {
 // What cannot be said to a primary that has just died is no failure: the end of the channel follows, and is ours.
 cluster.worker?.on('error', () => undefined)
 process.on('SIGINT', () => undefined) // a terminal sends it to all: the primary tells us
+onHangup({ terminalGone: () => undefined }) // the same when a terminal is closed
 process.on('SIGTERM', () => void stop?.())
 shareMetrics()
 tell({ type: 'hello' })

@@ -3,6 +3,7 @@ import type { AccessPolicy, Caller, Mount, Resource } from '../auth/access.js'
 import { RegistryError } from '../oci/errors.js'
 import { isRepositoryName, parseRepositoryName } from '../oci/reference.js'
 import type { NameResolver, Target } from '../registry/names.js'
+import { isForwarded } from './forwarded.js'
 import type { Route } from './routes.js'
 
 /** What a request may go on with. */
@@ -31,8 +32,13 @@ export async function authorize(
   { access, names }: Authority,
   { name, address }: { readonly name: string | undefined; readonly address: string },
 ): Promise<Authorized> {
-  const authorization = route.resource === 'open' ? undefined : request.headers.authorization
-  const caller = await access.authenticate({ authorization, address })
+  const isOpen = route.resource === 'open'
+  const authorization = isOpen ? undefined : request.headers.authorization
+  const caller = await access.authenticate({
+    authorization,
+    address,
+    isForwarded: !isOpen && isForwarded(request),
+  })
   const target = route.resource === 'repository' ? await findTarget(route, request, names, name) : undefined
   const resource = toResource(route, target)
   if (resource !== undefined) access.authorize(caller, route.action, resource, mountOf(route, request))

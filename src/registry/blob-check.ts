@@ -136,13 +136,18 @@ export class BlobCheck {
     const isMended =
       repositories.length > 0 && (await this.#options.mender?.mendBlob(repositories, digest)) === true
     const mirrors = [...new Set(holders.map(({ mirror }) => mirror))]
-    this.add({ problem, what: 'blob', digest, size, how, tags, mirrors, isMended })
+    const isLost = problem !== 'unreadable' && !isMended
+    const isUnneeded = isLost && mirrors.length === 0 && (await integrity.dropUnneeded(digest))
+    const manifests = tags.length === 0 ? await integrity.listManifestsOfBlob(digest, mostTags) : []
+    const about = { problem, what: 'blob', digest, size, how, tags, mirrors } as const
+    this.add({ ...about, isMended, manifests, isUnneeded })
   }
 
   /** Notes a finding. */
   add(finding: Finding): void {
     this.#report.problems++
     if (finding.isMended) this.#report.mended++
+    if (finding.isUnneeded) this.#report.unneeded++
     if (this.#report.findings.length < mostFindings) this.#report.findings.push(finding)
   }
 }

@@ -1,4 +1,4 @@
-import type { AffectedTag } from '../../storage/integrity-store.js'
+import type { AffectedTag, NamingManifest } from '../../storage/integrity-store.js'
 import type { Digest } from '../oci/digest.js'
 import type { RepositoryName } from '../oci/reference.js'
 
@@ -23,6 +23,10 @@ export interface Finding {
   readonly mirrors: readonly string[]
   /** Whether it came from a mirror's upstream again, and is whole. */
   readonly isMended: boolean
+  /** Manifests that name it, where no tag leads to any; at most 100. */
+  readonly manifests: readonly NamingManifest[]
+  /** Whether nothing needs it: it was taken out of all repositories, and goes with a collection. */
+  readonly isUnneeded: boolean
 }
 
 /** What a verification has found. */
@@ -38,6 +42,8 @@ export interface VerificationReport {
   problems: number
   /** Of the problems, those that are none any more: the bytes came from a mirror's upstream again. */
   mended: number
+  /** Of the problems, damaged blobs that nothing needs. */
+  unneeded: number
   /** Blobs that were damaged before and are right again. */
   healed: number
   /** Files that no row knows, the first of them by name. */
@@ -60,6 +66,7 @@ export function emptyVerification(): VerificationReport {
     findings: [],
     problems: 0,
     mended: 0,
+    unneeded: 0,
     healed: 0,
     orphans: 0,
     orphanBytes: 0,
@@ -71,6 +78,6 @@ export function emptyVerification(): VerificationReport {
 }
 
 /** Problems that are still there at the end. */
-export function problemsLeft({ problems, mended, indexFaults }: VerificationReport): number {
-  return problems - mended + indexFaults.length
+export function problemsLeft({ problems, mended, unneeded, indexFaults }: VerificationReport): number {
+  return problems - mended - unneeded + indexFaults.length
 }

@@ -211,6 +211,8 @@ class Run {
       tags,
       mirrors: [],
       isMended,
+      manifests: [],
+      isUnneeded: false,
     })
   }
 

@@ -5,7 +5,7 @@
 #
 #   bash test/clients/auth.sh [GROUP…]
 #
-# Groups: docker podman skopeo containerd oras crane helm search long conformance, and server, which comes last.
+# Groups: docker podman skopeo containerd oras crane helm search nginx long conformance, and server, which comes last.
 # `long` takes three minutes: a layer that arrives so slowly that the token it was begun with is long dead at its end.
 #
 # Needs what run.sh needs.
@@ -15,7 +15,7 @@
 
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(docker podman skopeo containerd oras crane helm search long conformance server)
+groups=(docker podman skopeo containerd oras crane helm search nginx long conformance server)
 
 unset CLIENT_TEST_REGISTRY # the users are made in the server's own data folder
 # shellcheck source=lib.sh
@@ -24,7 +24,7 @@ source "$here/lib.sh"
 source "$here/install.sh"
 # shellcheck source=images.sh
 source "$here/images.sh"
-for file in docker podman skopeo containerd oras crane helm server; do
+for file in docker podman skopeo containerd oras crane helm nginx server; do
   # shellcheck source=/dev/null
   source "$here/$file.sh"
 done

@@ -12,7 +12,7 @@ go_tools=(
 )
 conformance_tool='conformance v0.0.0-20260716174315-967efdc079b9 github.com/opencontainers/distribution-spec/conformance github.com/opencontainers/distribution-spec/conformance'
 
-packages=(docker.io containerd podman buildah skopeo busybox-static curl jq zstd ca-certificates)
+packages=(docker.io containerd podman buildah skopeo busybox-static curl jq zstd ca-certificates nginx-light openssl)
 
 tools_dir=${XDG_CACHE_HOME:-$HOME_BEFORE/.cache}/boathouse-tools
 

@@ -1,0 +1,17 @@
+import { isOpenByDefault } from '../../config/load.js'
+import { note } from './command.js'
+import type { Place } from './store.js'
+
+/**
+ * Says what users and grants that were just added change, where the settings do not ask for logins.
+ * @param added how many there are more
+ */
+export async function noteOpenness({ config, access }: Place, added: number): Promise<void> {
+  if (config.auth === 'none') {
+    note('The setting auth is none: the server asks nobody for a login until "auth: token" is written.')
+  } else if (isOpenByDefault(config)) {
+    const all = (await access.countUsers()) + (await access.listGrants()).length
+    if (all === added)
+      note('From now on the server asks for a login: until now everybody could do everything.')
+  }
+}
