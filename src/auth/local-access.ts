@@ -5,6 +5,7 @@ import {
   type Caller,
   type Credentials,
   isEverybody,
+  type Mount,
   openAccess,
   type Resource,
 } from './access.js'
@@ -92,8 +93,8 @@ export class LocalAccess<T extends { readonly policy: AccessPolicy }> implements
   }
 
   /** A request that began while everybody might do everything goes on. */
-  authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
+  authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void {
     if (isEverybody(caller)) return
-    this.#policy?.authorize(caller, action, resource, mountFrom)
+    this.#policy?.authorize(caller, action, resource, mount)
   }
 }
