@@ -49,6 +49,14 @@ class TokenCaller implements Caller {
     return this.#account.reach()
   }
 
+  intentOf(repository: RepositoryName): 'push' | 'pull' | 'unknown' {
+    if (this.proof.via === 'nothing') return 'unknown'
+    if (!this.may('push', repository)) return 'pull'
+    const isForPush =
+      this.proof.via === 'token' && this.isScopedFor('push', { type: 'repository', name: repository })
+    return isForPush ? 'push' : 'unknown'
+  }
+
   /** Whether the token in hand was got for this; who sends a password needs none. */
   isScopedFor(action: Action, resource: Resource): boolean {
     if (this.proof.via !== 'token' || resource.type === 'registry' || resource.type === 'public') return true
@@ -134,13 +142,8 @@ export class TokenAccess implements AccessPolicy {
    */
   authorize(caller: Caller, action: Action, resource: Resource, mountFrom: string | undefined): void {
     if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
+    if (isPermitted(caller, action, resource)) return
     const { proof } = caller
-    if (
-      proof.via !== 'rejected' &&
-      isAllowed(caller, action, resource) &&
-      caller.isScopedFor(action, resource)
-    )
-      return
     const scope = neededScope(action, resource, mountFrom)
     if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
     switch (proof.via) {
@@ -152,6 +155,18 @@ export class TokenAccess implements AccessPolicy {
         throw new RegistryError('DENIED', 'requested access to the resource is denied')
     }
   }
+
+  permits(caller: Caller, action: Action, name: RepositoryName): boolean {
+    return caller instanceof TokenCaller && isPermitted(caller, action, { type: 'repository', name })
+  }
+}
+
+function isPermitted(caller: TokenCaller, action: Action, resource: Resource): boolean {
+  return (
+    caller.proof.via !== 'rejected' &&
+    isAllowed(caller, action, resource) &&
+    caller.isScopedFor(action, resource)
+  )
 }
 
 function isAllowed(caller: TokenCaller, action: Action, resource: Resource): boolean {
