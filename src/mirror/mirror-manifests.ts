@@ -7,7 +7,7 @@ import type {
 } from '../../storage/metadata-store.js'
 import type { MirroredManifest, MirrorStore } from '../../storage/mirror-store.js'
 import { type Digest, isDigest } from '../oci/digest.js'
-import { type ErrorKind, RegistryError } from '../oci/errors.js'
+import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
 import {
@@ -19,10 +19,9 @@ import {
   type Pushed,
 } from '../registry/manifests.js'
 import type { PullLog } from '../registry/pulls.js'
-import type { MirrorBlobs } from './mirror-blobs.js'
+import { Lending, type LendingBlobs } from './lending.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
-import { behindBareName } from './names.js'
 import { Referrers } from './referrers.js'
 import { toRefusal } from './refusals.js'
 import type { Sharing } from './sharing.js'
@@ -31,12 +30,9 @@ import { UpstreamError, type UpstreamManifest } from './upstream.js'
 /** Milliseconds that somebody waits for news of what is here already. */
 const patience = 800
 
-/** Indexes within indexes whose parts are lent. */
-const deepest = 4
-
 /** What the service is told. */
 export interface MirrorManifestOptions {
-  readonly blobs: Pick<MirrorBlobs, 'prefetchBlob' | 'mountBlob'>
+  readonly blobs: LendingBlobs
   readonly local: ManifestService
   readonly metadata: MetadataStore
   readonly store: MirrorStore
@@ -60,11 +56,13 @@ export class MirrorManifests implements Manifests {
   readonly #store: MirrorStore
   readonly #misses = new Misses()
   readonly #referrers = new Referrers()
+  readonly #lending: Lending
 
   constructor(options: MirrorManifestOptions) {
     this.#options = options
     this.#local = options.local
     this.#store = options.store
+    this.#lending = new Lending(options)
   }
 
   /**
@@ -347,46 +345,8 @@ export class MirrorManifests implements Manifests {
     }
   }
 
-  /** As its own, and with what a bare name has found in a mirror: who was told that it is here does not push it (R07). */
-  async putManifest(push: Push, depth = 0): Promise<Pushed> {
-    const tried = new Set<Digest>()
-    for (;;) {
-      try {
-        return await this.#local.putManifest(push)
-      } catch (error) {
-        // One refusal names some of what is missing: what has been lent already does not help again.
-        const missing = depth < deepest ? missingContent(error).filter((digest) => !tried.has(digest)) : []
-        let isLent = false
-        for (const digest of missing) {
-          tried.add(digest)
-          isLent = (await this.#lend(push, digest, depth)) || isLent
-        }
-        if (!isLent) throw error
-      }
-    }
-  }
-
-  /** Puts what the mirror of bare names has under this name into a repository of our own. */
-  async #lend({ repository, mayBorrow, ...push }: Push, digest: Digest, depth: number): Promise<boolean> {
-    const from = mayBorrow && behindBareName(this.#options.mirrors, repository)
-    if (from === undefined || mayBorrow?.(from) !== true) return false
-    if ((await this.#store.findRepositoryKind(from)) !== 'mirrored') return false
-    const { blobs } = this.#options
-    try {
-      const reference: Reference = { kind: 'digest', digest }
-      const manifest = await this.#options.metadata.findManifest(from, reference)
-      if (manifest === undefined) {
-        await blobs.prefetchBlob(from, digest)
-        return await blobs.mountBlob(repository, digest, { from: [from], mayPull: mayBorrow })
-      }
-      const { bytes, mediaType: contentType } = manifest
-      const child = { ...push, repository, reference, bytes, contentType, tags: [], condition: undefined }
-      await this.putManifest({ ...child, mayBorrow }, depth + 1)
-      return true
-    } catch (error) {
-      if (error instanceof RegistryError && cannotBeLent.has(error.kind)) return false
-      throw error
-    }
+  putManifest(push: Push): Promise<Pushed> {
+    return this.#lending.putManifest(push)
   }
 
   deleteTag(...args: Parameters<Manifests['deleteTag']>): Promise<void> {
@@ -404,23 +364,6 @@ export class MirrorManifests implements Manifests {
   searchRepositories(...args: Parameters<Manifests['searchRepositories']>): Promise<RepositoryName[]> {
     return this.#local.searchRepositories(...args)
   }
-}
-
-/** Then the client is told to push it. */
-const cannotBeLent: ReadonlySet<ErrorKind> = new Set<ErrorKind>([
-  'BLOB_UNKNOWN',
-  'MANIFEST_BLOB_UNKNOWN',
-  'TOOMANYREQUESTS',
-  'UPSTREAM_INVALID',
-  'UPSTREAM_UNAVAILABLE',
-])
-
-/** The digests that a manifest was refused for; none for another error. */
-function missingContent(error: unknown): Digest[] {
-  if (!(error instanceof RegistryError) || error.kind !== 'MANIFEST_BLOB_UNKNOWN') return []
-  return error.entries.flatMap(({ detail }) =>
-    typeof detail === 'string' && isDigest(detail) ? [detail] : [],
-  )
 }
 
 function isCurrent(manifest: MirroredManifest, since: number): boolean {
