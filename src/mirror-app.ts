@@ -89,6 +89,7 @@ export async function createMirrors(config: Config, options: MirrorAppOptions) {
   })
   const manifests = new MirrorManifests({
     local: options.manifests,
+    blobs,
     metadata: stores.metadata,
     store,
     mirrors,

@@ -57,6 +57,11 @@ export interface Caller {
    * so that lists need not look at the others.
    */
   reach(): readonly string[]
+  /**
+   * Whether a read of this repository belongs to a push, as far as he can tell: `push` when his token was got for
+   * one, `pull` when he may not push there, `unknown` when he may, or has not said who he is.
+   */
+  intentOf(repository: RepositoryName): 'push' | 'pull' | 'unknown'
 }
 
 /** The one place that says yes or no. */
@@ -69,6 +74,8 @@ export interface AccessPolicy {
   authenticate(credentials: Credentials): Caller | Promise<Caller>
   /** @throws ChallengeError, or RegistryError DENIED, when the caller may not do this */
   authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void
+  /** Whether {@link authorize} would let him do this in the repository. */
+  permits(caller: Caller, action: Action, repository: RepositoryName): boolean
 }
 
 /**
@@ -99,6 +106,7 @@ const everybody: Caller = {
   mayMountFrom: () => true,
   mayAdminister: () => false,
   reach: () => [''],
+  intentOf: () => 'unknown',
 }
 
 /** Whether this is the caller that {@link openAccess} makes of everybody. */
@@ -110,4 +118,5 @@ export function isEverybody(caller: Caller): boolean {
 export const openAccess: AccessPolicy = {
   authenticate: () => everybody,
   authorize: () => undefined,
+  permits: () => true,
 }

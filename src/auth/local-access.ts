@@ -1,4 +1,5 @@
 import { RegistryError } from '../oci/errors.js'
+import type { RepositoryName } from '../oci/reference.js'
 import {
   type AccessPolicy,
   type Action,
@@ -96,5 +97,8 @@ export class LocalAccess<T extends { readonly policy: AccessPolicy }> implements
   authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void {
     if (isEverybody(caller)) return
     this.#policy?.authorize(caller, action, resource, mount)
+  }
+  permits(caller: Caller, action: Action, repository: RepositoryName): boolean {
+    return isEverybody(caller) || this.#policy?.permits(caller, action, repository) === true
   }
 }

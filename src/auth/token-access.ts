@@ -57,6 +57,12 @@ class TokenCaller implements Caller {
     return this.#account.reach()
   }
 
+  intentOf(repository: RepositoryName): 'push' | 'pull' | 'unknown' {
+    if (this.proof.via === 'nothing') return 'unknown'
+    if (!this.may('push', repository)) return 'pull'
+    return this.proof.via === 'token' ? 'push' : 'unknown'
+  }
+
   /** Whether the token in hand was got for this part of the registry; who sends a password needs none. */
   isForRegistry(name: RegistryScopeName): boolean {
     if (this.proof.via !== 'token') return true
@@ -152,8 +158,8 @@ export class TokenAccess implements AccessPolicy {
    */
   authorize(caller: Caller, action: Action, resource: Resource, mount: Mount | undefined): void {
     if (!(caller instanceof TokenCaller)) throw new Error('a caller of another policy')
+    if (isPermitted(caller, action, resource)) return
     const { proof } = caller
-    if (proof.via !== 'rejected' && isAllowed(caller, action, resource)) return
     const scope = neededScope(action, resource, mount)
     if (proof.via === 'rejected') throw new ChallengeError(scope, proof.problem, proof.message)
     switch (proof.via) {
@@ -165,6 +171,14 @@ export class TokenAccess implements AccessPolicy {
         throw new RegistryError('DENIED', 'requested access to the resource is denied')
     }
   }
+
+  permits(caller: Caller, action: Action, name: RepositoryName): boolean {
+    return caller instanceof TokenCaller && isPermitted(caller, action, { type: 'repository', name })
+  }
+}
+
+function isPermitted(caller: TokenCaller, action: Action, resource: Resource): boolean {
+  return caller.proof.via !== 'rejected' && isAllowed(caller, action, resource)
 }
 
 function isAllowed(caller: TokenCaller, action: Action, resource: Resource): boolean {

@@ -1,8 +1,8 @@
 import type { IncomingMessage } from 'node:http'
 import type { AccessPolicy, Caller, Mount, Resource } from '../auth/access.js'
-import { RegistryError } from '../oci/errors.js'
-import { isRepositoryName, parseRepositoryName } from '../oci/reference.js'
-import type { NameResolver, Target } from '../registry/names.js'
+import { type ErrorKind, RegistryError } from '../oci/errors.js'
+import { isRepositoryName, parseRepositoryName, type RepositoryName } from '../oci/reference.js'
+import type { Asker, NameRequest, NameResolver, Target } from '../registry/names.js'
 import { isForwarded } from './forwarded.js'
 import type { Route } from './routes.js'
 
@@ -39,11 +39,25 @@ export async function authorize(
     address,
     isForwarded: !isOpen && isForwarded(request),
   })
-  const target = route.resource === 'repository' ? await findTarget(route, request, names, name) : undefined
+  const asker = askerOf(route, access, caller, address)
+  const target =
+    route.resource === 'repository' ? await findTarget(route, request, names, name, asker) : undefined
   const resource = toResource(route, target)
   if (resource !== undefined) access.authorize(caller, route.action, resource, mountOf(route, request))
+  // Before this, an answer would tell strangers what the mirror is set up for (reliability S92).
+  if (target?.denial !== undefined) throw new RegistryError('DENIED', target.denial)
   if (target?.mirror !== undefined) refuseChange(route, caller, target)
   return { caller, target }
+}
+
+function askerOf(route: Route, access: AccessPolicy, caller: Caller, address: string): Asker {
+  const mayPull = (name: RepositoryName) => access.permits(caller, 'pull', name)
+  return {
+    sender: `${caller.identity.name} ${address}`,
+    sees: (name) => mayPull(name) || access.permits(caller, route.action, name),
+    mayPull,
+    intentOf: (name) => caller.intentOf(name),
+  }
 }
 
 function findTarget(
@@ -51,10 +65,18 @@ function findTarget(
   request: IncomingMessage,
   names: NameResolver | undefined,
   name: string | undefined,
+  asker: Asker,
 ): Target | Promise<Target> {
   const asked = parseRepositoryName(name ?? '')
   if (names === undefined) return { repository: asked, asked }
-  return names.resolve(asked, route.action === 'pull', queryOf(request).get('ns') ?? undefined)
+  const namespace = queryOf(request).get('ns') ?? undefined
+  return names.resolve({ asked, namespace, use: useOf(route), isHead: request.method === 'HEAD' }, asker)
+}
+
+function useOf({ action, handler }: Route): NameRequest['use'] {
+  if (action !== 'pull') return 'change'
+  if (handler === 'getBlob') return 'blob'
+  return handler === 'getManifest' ? 'manifest' : 'list'
 }
 
 /** PX-07: what a mirror holds is the upstream's; only who administers it may throw something out. */
@@ -63,14 +85,38 @@ function refuseChange(route: Route, caller: Caller, { repository, mirror }: Targ
   throw new RegistryError('UNSUPPORTED', `${repository} is a mirror of ${mirror}: it is closed to changes`)
 }
 
+/** What the registry has not got, by what was asked for. */
+const unknownOf: Partial<Record<Route['handler'], ErrorKind>> = {
+  getManifest: 'MANIFEST_UNKNOWN',
+  getBlob: 'BLOB_UNKNOWN',
+  listTags: 'NAME_UNKNOWN',
+}
+
+/** Seconds after which an upstream that failed may be asked again, where nobody knows better. */
+const shortPause = 1
+
 /**
- * What nobody may tell from each other: a repository that is here and forbidden, and one that neither is here nor
- * upstream. To be called when a bare name was found nowhere.
+ * What is said of a bare name that a mirror was asked for and that was not found. Nobody may tell a repository that
+ * is here and forbidden from one that neither is here nor upstream. And where it may be a push that asks, an upstream
+ * that fails has nothing: clients end a push at any other answer. Then there is a `Retry-After`, which a 404 of what
+ * is known not to be there has not got.
+ * @returns the error to answer with
  * @throws as {@link authorize} does for the name itself
  */
-export function hideUnknown(access: AccessPolicy, { caller, target }: Authorized): void {
-  if (target?.isBare !== true) return
+export function settleUnknown(
+  route: Route,
+  access: AccessPolicy,
+  { caller, target }: Authorized,
+  error: unknown,
+): unknown {
+  if (target?.isBare !== true || !(error instanceof RegistryError)) return error
+  const isSilent = error.kind === 'TOOMANYREQUESTS' || error.kind.startsWith('UPSTREAM_')
+  const kind = isSilent && target.isMaybePush === true ? unknownOf[route.handler] : undefined
+  if (kind === undefined && error.status !== 404) return error
   access.authorize(caller, 'pull', { type: 'repository', name: target.asked }, undefined)
+  if (kind === undefined) return error
+  const { message, retryAfter = shortPause } = error
+  return new RegistryError(kind, message, { retryAfter, cause: error })
 }
 
 function toResource(route: Route, target: Target | undefined): Resource | undefined {

@@ -52,9 +52,10 @@ export class Exchange {
     return this.#target
   }
 
-  /** Tells that the content may not be the newest (protocol PX-01). */
+  /** Tells that the content may not be the newest (protocol PX-01). The header takes printable ASCII without quotes. */
   warn(text: string | undefined): void {
-    if (text !== undefined) this.response.setHeader('Warning', `299 - "${text}"`)
+    if (text === undefined) return
+    this.response.setHeader('Warning', `299 - "${text.replaceAll(/[^ !#-[\]-~]+/g, ' ').slice(0, 500)}"`)
   }
 
   get isHead(): boolean {

@@ -1,7 +1,7 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import { RegistryError } from '../oci/errors.js'
 import { largestManifest } from '../oci/manifest.js'
-import { parseReference, type Reference } from '../oci/reference.js'
+import { parseReference, type Reference, type RepositoryName } from '../oci/reference.js'
 import type { ManifestHead, Manifests } from '../registry/manifests.js'
 import type { Audit } from './audit.js'
 import { openBody, readBody } from './body.js'
@@ -55,6 +55,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
         contentType: request.headers['content-type'],
         condition: readCondition(request),
         user: exchange.caller.identity.name,
+        mayBorrow: mayBorrow(exchange),
       })
       const headers: OutgoingHttpHeaders = {
         Location: `/v2/${repository}/manifests/${pushed.digest}`,
@@ -76,6 +77,11 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
       exchange.sendEmpty(202)
     },
   }
+}
+
+/** A token for a push was told of nothing but what the repository itself holds. */
+function mayBorrow({ caller, repository }: Exchange): ((name: RepositoryName) => boolean) | undefined {
+  return caller.intentOf(repository) === 'push' ? undefined : (name) => caller.may('pull', name)
 }
 
 function manifestHeaders(manifest: ManifestHead, reference: Reference): OutgoingHttpHeaders {

@@ -6,7 +6,7 @@ import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
 import { withHops } from '../registry/hops.js'
 import type { NameResolver } from '../registry/names.js'
-import { authorize, hideUnknown } from './authorize.js'
+import { authorize, settleUnknown } from './authorize.js'
 import { noteExpectation } from './body.js'
 import { challengeHeader, tokenPath } from './challenge.js'
 import { MethodError, replyError, replyParserError } from './errors.js'
@@ -165,8 +165,9 @@ async function serve(
     }
     const exchange = new Exchange(request, response, { params, address, ...authorized })
     await withHops(request.headers.via, () => handlers[route.handler](exchange)).catch((error) => {
-      if (isUnknown(error)) hideUnknown(access, authorized)
-      throw error
+      const settled = settleUnknown(route, access, authorized, error)
+      if (settled !== error && settled instanceof RegistryError) exchange.warn(settled.message)
+      throw settled
     })
   } catch (error) {
     refusal = replyError(request, response, error, (challenge) =>
@@ -189,10 +190,6 @@ function refuseBadHead(request: IncomingMessage): void {
     throw new RegistryError('REQUEST_INVALID', 'a request has exactly one Host header')
   }
   if (!isModern && request.httpVersion !== '1.0') throw new RegistryError('REQUEST_INVALID')
-}
-
-function isUnknown(error: unknown): boolean {
-  return error instanceof RegistryError && error.status === 404
 }
 
 /** G-18: a known path with another method is 405, everything else 404. */

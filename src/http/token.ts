@@ -4,7 +4,6 @@ import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
 import { loginBasic, readBasic, wrongPassword } from '../auth/token-access.js'
 import type { Tokens } from '../auth/tokens.js'
 import { RegistryError } from '../oci/errors.js'
-import type { RepositoryName } from '../oci/reference.js'
 import type { NameResolver } from '../registry/names.js'
 import type { Audit } from './audit.js'
 import { openBody, readBody } from './body.js'
@@ -56,7 +55,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
     if (asked.service !== null && asked.service !== tokens.service) {
       throw new RegistryError('REQUEST_INVALID', `this registry's service is "${tokens.service}"`)
     }
-    const scopes = limit(await withTargets(options.names, parseScopes(asked.scopes)), account)
+    const scopes = limit(withOthers(options.names, parseScopes(asked.scopes)), account)
     const refresh = asked.isOffline ? await offer(applicant, asked) : undefined
     const lifetime = tokens.lifetimeUntil(account.accessToken?.expiresAt)
     const claims = { sub: account.name, epoch: account.epoch, accessToken: account.accessToken?.id, scopes }
@@ -135,30 +134,16 @@ export function tokenHandlers(options: TokenHandlerOptions) {
 }
 
 /**
- * A client names a repository as its user does, and what it means may lie behind a mirror: then the right to pull
- * is for that one (protocol MI-02). What was asked for stays: it may come into being by the push to come.
+ * A client names a repository as its user does, and what it means may lie behind a mirror: the right to pull is for
+ * that one, too (protocol MI-02). What is there is not looked at: the answer would tell it (reliability S88). What was
+ * asked for comes first, since it is the last to be left out.
  */
-async function withTargets(names: NameResolver | undefined, scopes: readonly Scope[]): Promise<Scope[]> {
-  if (names === undefined) return [...scopes]
-  const all = await Promise.all(
-    scopes.map(async (scope): Promise<Scope[]> => {
-      if (scope.type !== 'repository' || !scope.actions.includes('pull')) return [scope]
-      const repository = await targetOf(names, scope.name)
-      return repository === scope.name
-        ? [scope]
-        : [scope, { type: 'repository', name: repository, actions: ['pull'] }]
-    }),
-  )
-  return all.flat()
-}
-
-async function targetOf(names: NameResolver, name: RepositoryName): Promise<RepositoryName> {
-  try {
-    return (await names.resolve(name, true)).repository
-  } catch (error) {
-    if (error instanceof RegistryError && error.status < 500) return name // no mirror may fetch it
-    throw error
-  }
+function withOthers(names: NameResolver | undefined, scopes: readonly Scope[]): Scope[] {
+  const others = scopes.flatMap((scope): Scope[] => {
+    if (names === undefined || scope.type !== 'repository' || !scope.actions.includes('pull')) return []
+    return names.othersOf(scope.name).map((name) => ({ type: 'repository', name, actions: ['pull'] }))
+  })
+  return [...scopes, ...others]
 }
 
 /**

@@ -135,7 +135,9 @@ export class Endpoint {
   #refusalOf({ status, headers, url, isForeign }: FollowedResponse): UpstreamError {
     const say = (failure: UpstreamError['failure'], what: string, retryAfter?: number) =>
       new UpstreamError(failure, `${this.#options.name}: ${url.host} ${what}`, { retryAfter })
-    if (status === 404 || status === 410) return say('not-found', 'does not have it')
+    // A Boathouse that cannot ask its own upstream says 404, too, where it may be a push that asks; and when to come back.
+    const isForNow = status === 404 && retryAfterOf(headers) !== undefined
+    if ((status === 404 || status === 410) && !isForNow) return say('not-found', 'does not have it')
     if (status === 401 || status === 403) {
       const why = this.#options.credentials === undefined ? 'wants credentials' : 'refuses the credentials'
       return say('denied', isForeign ? `answered ${status}` : `${why} (${status})`)
@@ -145,7 +147,7 @@ export class Endpoint {
       return say('rate-limited', `allows no more requests for ${retryAfter} s`, retryAfter)
     }
     const pause = retryAfterOf(headers)
-    const isPassing = status >= 500 || status === 408 || status === 429
+    const isPassing = isForNow || status >= 500 || status === 408 || status === 429
     return isPassing
       ? say('unavailable', `answered ${status}`, pause === undefined ? undefined : seconds(pause))
       : say('invalid', `answered ${status}`)

@@ -20,6 +20,7 @@ import {
 } from '../registry/manifests.js'
 import type { PullLog } from '../registry/pulls.js'
 import { joined } from './joining.js'
+import { Lending, type LendingBlobs } from './lending.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
 import { Referrers } from './referrers.js'
@@ -32,6 +33,7 @@ const patience = 800
 
 /** What the service is told. */
 export interface MirrorManifestOptions {
+  readonly blobs: LendingBlobs
   readonly local: ManifestService
   readonly metadata: MetadataStore
   readonly store: MirrorStore
@@ -55,11 +57,13 @@ export class MirrorManifests implements Manifests {
   readonly #store: MirrorStore
   readonly #misses = new Misses()
   readonly #referrers = new Referrers()
+  readonly #lending: Lending
 
   constructor(options: MirrorManifestOptions) {
     this.#options = options
     this.#local = options.local
     this.#store = options.store
+    this.#lending = new Lending(options)
   }
 
   /**
@@ -349,7 +353,7 @@ export class MirrorManifests implements Manifests {
   }
 
   putManifest(push: Push): Promise<Pushed> {
-    return this.#local.putManifest(push)
+    return this.#lending.putManifest(push)
   }
 
   deleteTag(...args: Parameters<Manifests['deleteTag']>): Promise<void> {

@@ -53,6 +53,11 @@ export interface Push {
   readonly condition: Condition | undefined
   /** Who pushes it; '' for nobody who is known. */
   readonly user: string
+  /**
+   * Whether he may pull from a repository; given where he may have been told that content is here which a bare name
+   * finds in a mirror.
+   */
+  readonly mayBorrow?: ((repository: RepositoryName) => boolean) | undefined
 }
 
 /** What a push has done. */

@@ -142,9 +142,10 @@ function these(answer: string, ...some: string[]): Record<string, string> {
   return Object.fromEntries(some.map((name) => [name, answer]))
 }
 
-/** What the configuration denies is closed to everybody alike. */
+/** What the configuration denies is closed to everybody alike; who would be asked to log in is asked that first. */
 function expected(place: Place, kind: Kind, name: string): string {
-  return place === 'denied' ? '403' : (policy[place][kind][name] ?? 'nothing')
+  const open = policy[place === 'denied' ? 'open' : place][kind][name] ?? 'nothing'
+  return place === 'denied' && open !== '401' ? '403' : open
 }
 
 const said = ({ status }: Reply) => (status >= 200 && status < 300 ? 'yes' : String(status))
