@@ -106,6 +106,40 @@ t.test('R59: a server on a folder of the first schema serves what it holds', asy
   }
 })
 
+t.test('S79: where somebody pushed into a mirror’s repository, an older index is put right', async (t) => {
+  const data = folderOf(t, 5, 'pushed-into')
+  const { database } = dataPaths(data)
+  const db = new Database(database)
+  for (const [at, name, checked] of [
+    [101, 'corp/pushed', 'NULL'],
+    [102, 'corp/moved', '4'],
+    [103, 'corp/mirrored', '5'],
+  ] as const) {
+    db.exec(`
+      INSERT INTO repository (id, name, created_at, mirror) VALUES (${at}, '${name}', 1, 'corp');
+      INSERT INTO blob (id, digest, size, created_at) VALUES (${at}, 'sha256:${at}', 7, 1);
+      INSERT INTO blob_link VALUES (${at}, ${at}, 1);
+      INSERT INTO manifest (id, repository_id, digest, media_type, size, created_at, bytes)
+        VALUES (${at}, ${at}, 'sha256:m${at}', 'x', 1, 1, x'00');
+      INSERT INTO tag (repository_id, name, manifest_id, updated_at, checked_at)
+        VALUES (${at}, 'one', ${at}, 5, ${checked});`)
+  }
+  db.close()
+  ;(await takeDataFolder(data)).release()
+  const migrated = new Database(database)
+  const all = (sql: string) => migrated.prepare(sql).raw().all()
+  const mirrors = all("SELECT name, mirror FROM repository WHERE name LIKE 'corp/%' ORDER BY id")
+  t.strictSame(mirrors, [
+    ['corp/pushed', null],
+    ['corp/moved', null],
+    ['corp/mirrored', 'corp'],
+  ])
+  t.strictSame(all('SELECT blob_id FROM mirror_blob WHERE blob_id > 100'), [[103]])
+  t.strictSame(all('SELECT blob_id, mirror FROM mirror_delivery WHERE blob_id > 100'), [[103, 'corp']])
+  t.strictSame(all("SELECT blobs, bytes FROM mirror WHERE name = 'corp'"), [[1, 7]])
+  migrated.close()
+})
+
 t.test('R59: users and grants of an older schema still hold', async (t) => {
   const data = folderOf(t, 2)
   ;(await takeDataFolder(data)).release()

@@ -169,7 +169,7 @@ export class MirrorManifests implements Manifests {
       return current
     } catch (error) {
       if (!(error instanceof UpstreamError)) throw error
-      if (error.failure === 'not-found' && mirror.options.onUpstreamDeleted === 'drop') throw error
+      if (error.failure === 'not-found' && mirror.dropsDeleted) throw error
       mirror.hit(cached.size)
       return { ...cached, warning: describeStale(mirror, error, cached) }
     }
@@ -205,7 +205,7 @@ export class MirrorManifests implements Manifests {
     } catch (error) {
       if (!(error instanceof UpstreamError) || error.failure !== 'not-found') throw error
       this.#misses.note(key, error)
-      if (cached !== undefined && mirror.options.onUpstreamDeleted === 'drop') {
+      if (cached !== undefined && mirror.dropsDeleted) {
         const immutable = this.#options.immutableTags(repository)
         await this.#options.metadata.deleteTag(repository, tag, { immutable, now: Date.now() })
       }

@@ -81,6 +81,11 @@ export class Mirror {
     )
   }
 
+  /** Whether a tag goes that the upstream says it has not: not in a circle, where that may be on our own account. */
+  get dropsDeleted(): boolean {
+    return this.options.onUpstreamDeleted === 'drop' && currentHops().length === 0
+  }
+
   /** The repository's name upstream. */
   remoteOf(repository: RepositoryName): RepositoryName {
     return repository.slice(this.name.length + 1) as RepositoryName

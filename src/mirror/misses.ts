@@ -1,3 +1,4 @@
+import { currentHops } from '../registry/hops.js'
 import type { UpstreamError } from './upstream.js'
 
 /** Milliseconds for which an upstream is not asked again for what it did not have (protocol PX-01: at most 60 s). */
@@ -19,6 +20,8 @@ export class Misses {
   }
 
   note(key: string, error: UpstreamError): void {
+    // In a circle an upstream refuses what it would fetch for others.
+    if (currentHops().length > 0) return
     this.#known.delete(key)
     this.#known.set(key, { error, until: performance.now() + missFor })
     if (this.#known.size <= mostMisses) return

@@ -120,6 +120,11 @@ t.test(
       t.match(refused.text, /come round in a circle/)
     }
     t.strictSame([...new Set(seen())], own, 'and nobody is asked')
+    const doubted = '/v2/team/app/manifests/later'
+    const detour = through[0]?.split(', ')[0] ?? ''
+    t.equal((await outer.request('GET', doubted, { headers: { via: detour } })).status, 404)
+    upstream.addImage('team/app', 'later', [layer])
+    t.equal((await outer.request('GET', doubted)).status, 200, 'what was said to a circle is not remembered')
     const many = Array.from({ length: 30 }, () => `1.1 boathouse-${randomBytes(16).toString('hex')}`)
     const far = await outer.request('GET', '/v2/team/app/manifests/3', { headers: { via: many.join(', ') } })
     t.equal(far.status, 404, 'who has come very far goes no further')
