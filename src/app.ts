@@ -1,6 +1,9 @@
+import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
+import type { Server as TlsServer } from 'node:tls'
 import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
+import { isLoopback } from '../config/addresses.js'
 import { authMode } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import type { KeyFileObserver } from '../storage/key-store.js'
@@ -9,16 +12,20 @@ import type { LoginObserver } from './auth/accounts.js'
 import { redactTokens } from './auth/redact.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
+import { mostConnections } from './http/descriptors.js'
 import { healthHandlers } from './http/health.js'
+import { Intake } from './http/intake.js'
 import { listHandlers } from './http/lists.js'
 import { manifestHandlers } from './http/manifests.js'
 import { Metrics, type MirrorTotals } from './http/metrics.js'
 import { noTokenHandlers } from './http/no-token.js'
+import { Outbox } from './http/outbox.js'
 import { searchHandlers } from './http/search.js'
 import { createServer } from './http/server.js'
 import { uploadHandlers } from './http/uploads.js'
 import type { MirrorAppOptions } from './mirror-app.js'
 import { listMirrors, totalsOf } from './mirror-states.js'
+import { largestManifest } from './oci/manifest.js'
 import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService, type Blobs } from './registry/blobs.js'
@@ -27,6 +34,9 @@ import { type ManifestOptions, ManifestService, type Manifests } from './registr
 import { PullLog } from './registry/pulls.js'
 import { createDiskGuard, createUploads, garbageOptions, openStores, type Stores } from './stores.js'
 import type { Behind } from './token-app.js'
+
+/** Bytes for bodies that a process has, however many processes there are: some of the largest manifests. */
+const leastBodyMemory = 4 * largestManifest
 
 /** Metrics in the Prometheus text format. */
 export type MetricsText = { readonly contentType: string; readonly text: string }
@@ -45,6 +55,11 @@ export interface AppOptions {
 /** The registry of one process, not yet listening. */
 export interface App {
   readonly http: FastifyInstance
+  /**
+   * Takes up another certificate for the connections to come.
+   * @throws when the two do not fit together: the old one stays
+   */
+  useCertificate(tls: TlsTexts): void
   /** Stops taking requests, lets running ones end, then closes the stores. */
   close(): Promise<void>
 }
@@ -101,10 +116,12 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     if (trouble === undefined) options.logger.info('took up the new signing key')
     else options.logger.error({ err: trouble }, 'the new signing key cannot be used: the old one stays')
   }
-  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange }, mirror)
   const idleTimeout = config.timeouts.idle
+  const { limits, outbox, intake } = createBounds(config, metrics)
+  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange, intake }, mirror)
   let isDraining = false
 
+  const tls = await readTls(config)
   const server = createServer({
     logger: options.logger,
     metrics,
@@ -112,12 +129,16 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     names: mirror?.names,
     service: access.service,
     publicUrl: config.publicUrl,
+    isLocal: isLoopback(config.listen.host),
+    isOpen: authMode(config) === 'none',
     trustedProxies: config.trustedProxies,
-    tls: await readTls(config),
+    limits,
+    outbox,
+    tls,
     handlers: {
-      ...blobHandlers({ blobs, audit, idleTimeout }),
+      ...blobHandlers({ blobs, audit }),
       ...uploadHandlers({ blobs, uploads, idleTimeout }),
-      ...manifestHandlers({ manifests, audit, idleTimeout }),
+      ...manifestHandlers({ manifests, audit, intake }),
       ...listHandlers({ manifests }),
       ...searchHandlers({ manifests }),
       ...access.handlers,
@@ -131,8 +152,21 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     },
   })
 
+  let certificate = tls && new X509Certificate(tls.cert)
+  metrics.describeCertificate(() => certificate && Date.parse(certificate.validTo) / 1000)
+  metrics.describeWire(() => ({
+    connections: server.connections(),
+    answerBytes: outbox.bytes,
+    bodyBytes: intake.bytes,
+  }))
+
   return {
     http: server.app,
+    useCertificate(next) {
+      const read = new X509Certificate(next.cert)
+      ;(server.app.server as unknown as TlsServer).setSecureContext({ ...next })
+      certificate = read
+    },
     async close() {
       isDraining = true
       await server.close()
@@ -142,6 +176,21 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       await pulls.close()
       await stores.close()
     },
+  }
+}
+
+/** What this process may hold for clients: its share of what all processes may. */
+function createBounds({ limits, timeouts, workers }: Config, metrics: Metrics) {
+  const share = (all: number) => Math.ceil(all / workers)
+  const connections = mostConnections(share(limits.connections))
+  return {
+    limits: {
+      connections,
+      perAddress: Math.min(share(limits.perAddress), connections),
+      idle: timeouts.idle,
+    },
+    outbox: new Outbox(share(limits.answerMemory), metrics.met),
+    intake: new Intake(Math.max(share(limits.bodyMemory), leastBodyMemory), timeouts.idle, metrics.met),
   }
 }
 
@@ -165,7 +214,7 @@ async function createBehind(config: Config, options: MirrorAppOptions) {
 async function createAccess(
   config: Config,
   stores: Stores,
-  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver; intake: Intake },
   mirror: Behind | undefined,
 ) {
   if (authMode(config) === 'token') {
@@ -175,8 +224,14 @@ async function createAccess(
   return { policy: openAccess, service: '', handlers: noTokenHandlers, close: async () => undefined }
 }
 
+/** A certificate with its chain, and its key: PEM texts. */
+export interface TlsTexts {
+  readonly cert: string
+  readonly key: string
+}
+
 /** Reads the certificate and its key. @throws the system's error */
-export async function readTls(config: Config): Promise<{ cert: string; key: string } | undefined> {
+export async function readTls(config: Config): Promise<TlsTexts | undefined> {
   if (config.tls === undefined) return undefined
   const [cert, key] = await Promise.all([
     readFile(config.tls.certificate, 'utf8'),

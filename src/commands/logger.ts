@@ -24,6 +24,19 @@ export async function createLogger(log: Config['log'], worker: string | undefine
   return pino(options, pino.destination({ dest: stderr, sync: false, maxWrite: wholeWrite }))
 }
 
+/**
+ * Puts into the log what Node says by itself, on lines of its own, otherwise: its warnings, and the error that ends the
+ * process.
+ */
+export function takeNodesWords(logger: Logger): void {
+  process.removeAllListeners('warning')
+  process.on('warning', (warning) => logger.warn({ err: warning }, 'a warning of Node'))
+  process.on('uncaughtException', (error) => {
+    logger.fatal({ err: error }, 'a bug ends this process')
+    void flushLogger(logger).then(() => process.exit(1))
+  })
+}
+
 /** Writes out what a logger still holds; for the moment before the process ends. */
 export function flushLogger(logger: Logger): Promise<void> {
   return new Promise((resolve) => logger.flush(() => resolve()))

@@ -2,7 +2,7 @@ import cluster from 'node:cluster'
 import type { Config } from '../../config/schema.js'
 import type { MetricsText } from '../app.js'
 import { shareMetrics } from '../http/metrics.js'
-import { createLogger, flushLogger } from './logger.js'
+import { createLogger, flushLogger, takeNodesWords } from './logger.js'
 import type { FromWorker, ToWorker } from './messages.js'
 import { startWorker } from './serve-worker.js'
 import { describeStartFailure } from './start-failure.js'
@@ -30,6 +30,7 @@ function askMetrics(): Promise<MetricsText> {
 
 async function start(config: Config, name: string): Promise<void> {
   const logger = await createLogger(config.log, name)
+  takeNodesWords(logger)
   try {
     const worker = await startWorker(config, { logger, processName: name, collectMetrics: askMetrics })
     stop = async () => {
