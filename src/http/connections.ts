@@ -198,9 +198,10 @@ export class Connections {
     const bound = this.#fullFor(address)
     if (bound !== undefined) {
       this.#onBound(bound)
-      if (!this.#makeRoom(bound === 'connections' ? undefined : networkOf(address)))
+      if (!this.#makeRoom(bound === 'connections' ? undefined : networkOf(address))) {
         this.#refuse(socket, isTls)
-      return
+        return
+      }
     }
     this.#remember(socket, address)
   }
@@ -261,7 +262,7 @@ export class Connections {
     const network = networkOf(address)
     add(this.#perAddress, network, 1)
     socket.once('close', () => {
-      this.#open.delete(key)
+      if (this.#open.get(key) === connection) this.#open.delete(key) // a port may be used again at once
       this.#forget(connection)
       add(this.#perAddress, network, -1)
     })
