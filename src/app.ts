@@ -1,6 +1,9 @@
+import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
+import type { Server as TlsServer } from 'node:tls'
 import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
+import { isLoopback } from '../config/addresses.js'
 import { authMode, isOpenByDefault, tokenService } from '../config/load.js'
 import type { Config } from '../config/schema.js'
 import type { KeyFileObserver } from '../storage/key-store.js'
@@ -10,17 +13,21 @@ import { LocalAccess } from './auth/local-access.js'
 import { redactTokens } from './auth/redact.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
+import { mostConnections } from './http/descriptors.js'
 import type { Exchange } from './http/exchange.js'
 import { healthHandlers } from './http/health.js'
+import { Intake } from './http/intake.js'
 import { listHandlers } from './http/lists.js'
 import { manifestHandlers } from './http/manifests.js'
 import { Metrics, type MirrorTotals } from './http/metrics.js'
 import { noTokenHandlers } from './http/no-token.js'
+import { Outbox } from './http/outbox.js'
 import { searchHandlers } from './http/search.js'
 import { createServer } from './http/server.js'
 import { uploadHandlers } from './http/uploads.js'
 import type { MirrorAppOptions } from './mirror-app.js'
 import { listMirrors, totalsOf } from './mirror-states.js'
+import { largestManifest } from './oci/manifest.js'
 import { matchesRepository, parseRepositoryPattern } from './oci/repository-pattern.js'
 import { parseTagPattern, tagPatternsFor } from './oci/tag-pattern.js'
 import { BlobService, type Blobs } from './registry/blobs.js'
@@ -29,6 +36,9 @@ import { type ManifestOptions, ManifestService, type Manifests } from './registr
 import { PullLog } from './registry/pulls.js'
 import { createDiskGuard, createUploads, garbageOptions, openStores, type Stores } from './stores.js'
 import type { Behind } from './token-app.js'
+
+/** Bytes for bodies that a process has, however many processes there are: some of the largest manifests. */
+const leastBodyMemory = 4 * largestManifest
 
 /** Metrics in the Prometheus text format. */
 export type MetricsText = { readonly contentType: string; readonly text: string }
@@ -47,6 +57,11 @@ export interface AppOptions {
 /** The registry of one process, not yet listening. */
 export interface App {
   readonly http: FastifyInstance
+  /**
+   * Takes up another certificate for the connections to come.
+   * @throws when the two do not fit together: the old one stays
+   */
+  useCertificate(tls: TlsTexts): void
   /** Stops taking requests, lets running ones end, then closes the stores. */
   close(): Promise<void>
 }
@@ -108,10 +123,13 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       'there are users or grants: from now on a login is asked for (the setting auth is unset)',
     )
   }
-  const access = await createAccess(config, stores, { audit, onLogin, onKeyChange, onClosing }, mirror)
   const idleTimeout = config.timeouts.idle
+  const { limits, outbox, intake } = createBounds(config, metrics)
+  const log = { audit, onLogin, onKeyChange, onClosing, intake }
+  const access = await createAccess(config, stores, log, mirror)
   let isDraining = false
 
+  const tls = await readTls(config)
   const server = createServer({
     logger: options.logger,
     metrics,
@@ -119,12 +137,16 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     names: mirror?.names,
     service: access.service,
     publicUrl: config.publicUrl,
+    isLocal: isLoopback(config.listen.host),
+    isOpen: authMode(config) === 'none',
     trustedProxies: config.trustedProxies,
-    tls: await readTls(config),
+    limits,
+    outbox,
+    tls,
     handlers: {
-      ...blobHandlers({ blobs, audit, idleTimeout }),
+      ...blobHandlers({ blobs, audit }),
       ...uploadHandlers({ blobs, uploads, idleTimeout }),
-      ...manifestHandlers({ manifests, audit, idleTimeout }),
+      ...manifestHandlers({ manifests, audit, intake }),
       ...listHandlers({ manifests }),
       ...searchHandlers({ manifests }),
       ...access.handlers,
@@ -138,8 +160,21 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     },
   })
 
+  let certificate = tls && new X509Certificate(tls.cert)
+  metrics.describeCertificate(() => certificate && Date.parse(certificate.validTo) / 1000)
+  metrics.describeWire(() => ({
+    connections: server.connections(),
+    answerBytes: outbox.bytes,
+    bodyBytes: intake.bytes,
+  }))
+
   return {
     http: server.app,
+    useCertificate(next) {
+      const read = new X509Certificate(next.cert)
+      ;(server.app.server as unknown as TlsServer).setSecureContext({ ...next })
+      certificate = read
+    },
     async close() {
       isDraining = true
       await server.close()
@@ -149,6 +184,21 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
       await pulls.close()
       await stores.close()
     },
+  }
+}
+
+/** What this process may hold for clients: its share of what all processes may. */
+function createBounds({ limits, timeouts, workers }: Config, metrics: Metrics) {
+  const share = (all: number) => Math.ceil(all / workers)
+  const connections = mostConnections(share(limits.connections))
+  return {
+    limits: {
+      connections,
+      perAddress: Math.min(share(limits.perAddress), connections),
+      idle: timeouts.idle,
+    },
+    outbox: new Outbox(share(limits.answerMemory), metrics.met),
+    intake: new Intake(Math.max(share(limits.bodyMemory), leastBodyMemory), timeouts.idle, metrics.met),
   }
 }
 
@@ -172,7 +222,13 @@ async function createBehind(config: Config, options: MirrorAppOptions) {
 async function createAccess(
   config: Config,
   stores: Stores,
-  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver; onClosing: () => void },
+  log: {
+    audit: Audit
+    onLogin: LoginObserver
+    onKeyChange: KeyFileObserver
+    onClosing: () => void
+    intake: Intake
+  },
   mirror: Behind | undefined,
 ) {
   const start = async () => {
@@ -199,8 +255,14 @@ async function createAccess(
   }
 }
 
+/** A certificate with its chain, and its key: PEM texts. */
+export interface TlsTexts {
+  readonly cert: string
+  readonly key: string
+}
+
 /** Reads the certificate and its key. @throws the system's error */
-export async function readTls(config: Config): Promise<{ cert: string; key: string } | undefined> {
+export async function readTls(config: Config): Promise<TlsTexts | undefined> {
   if (config.tls === undefined) return undefined
   const [cert, key] = await Promise.all([
     readFile(config.tls.certificate, 'utf8'),

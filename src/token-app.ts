@@ -11,6 +11,7 @@ import { Throttle } from './auth/throttle.js'
 import { TokenAccess } from './auth/token-access.js'
 import { type KeySource, Tokens } from './auth/tokens.js'
 import type { Audit } from './http/audit.js'
+import type { Intake } from './http/intake.js'
 import { tokenHandlers } from './http/token.js'
 import type { NameResolver } from './registry/names.js'
 
@@ -34,7 +35,7 @@ export interface Behind {
 export async function createTokenAccess(
   config: Config,
   store: AccessStore,
-  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver },
+  log: { audit: Audit; onLogin: LoginObserver; onKeyChange: KeyFileObserver; intake: Intake },
   behind: Behind | undefined,
 ) {
   const service = tokenService(config)
@@ -56,7 +57,7 @@ export async function createTokenAccess(
       tokens,
       audit: log.audit,
       names: behind?.names,
-      idleTimeout: config.timeouts.idle,
+      intake: log.intake,
       createRefreshToken: config.tokens.refresh
         ? (account, client) => createRefreshToken(store, account, client)
         : undefined,

@@ -228,6 +228,22 @@ t.test('BL-07: a thousand ranges are served, more are refused with 400', async (
   isError(t, await get({ Range: ranges(1001) }), 400, 'RANGE_INVALID')
 })
 
+t.test('S115, BL-07: of several ranges those that can be satisfied are sent', async (t) => {
+  for (const [ranges, from, to] of [
+    ['0-9,999999-', 0, 9],
+    ['999999-,0-9', 0, 9],
+    ['-0,5-6', 5, 6],
+    ['5000-6000,2-2,7000-', 2, 2],
+  ] as const) {
+    isPart(t, await get({ Range: `bytes=${ranges}` }), from, to)
+  }
+  const two = await get({ Range: 'bytes=0-1,999999-,4-5' })
+  t.equal(two.status, 206)
+  t.match(two.header('content-type'), /^multipart\/byteranges/)
+  t.equal(two.text.match(/Content-Range: bytes /g)?.length, 2)
+  isError(t, await get({ Range: 'bytes=0-9,6-5' }), 416, 'RANGE_INVALID', 'one that ends before it starts')
+})
+
 t.test('BL-07: a list in which no range can be satisfied gives 416', async (t) => {
   const reply = await get({ Range: 'bytes=5000-,6000-7000' })
   isError(t, reply, 416, 'RANGE_INVALID')

@@ -1,7 +1,8 @@
 import { IncomingMessage, ServerResponse } from 'node:http'
 import { Socket } from 'node:net'
 import t from 'tap'
-import { openBody, readBody } from '../src/http/body.js'
+import { openBody, withBody } from '../src/http/body.js'
+import { Intake } from '../src/http/intake.js'
 import { RegistryError } from '../src/oci/errors.js'
 import { eventually } from './harness.js'
 
@@ -22,10 +23,12 @@ t.test('R32: a body that closed before it is read ends at once, as one that was 
   const request = closedRequest()
   await eventually('it is closed', () => request.closed)
   const tooLarge = () => new RegistryError('MANIFEST_TOO_LARGE')
+  const intake = new Intake(1000, 60_000, () => undefined)
   await t.rejects(
-    readBody(request, 100, tooLarge),
+    withBody(request, new ServerResponse(request), { intake, limit: 100, tooLarge }, async () => undefined),
     new RegistryError('SIZE_INVALID', 'the body ended before it was complete'),
   )
+  t.equal(intake.bytes, 0, 'and holds no memory')
 })
 
 t.test('UP-25: a body that closed before it is opened is not waited for', async (t) => {

@@ -84,6 +84,12 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     proxy: { exceptions: [] },
     disk: { floor: 256 * 1024 ** 2, reserve: 32 * 1024 ** 2 },
     quotas: [],
+    limits: {
+      connections: 4096,
+      perAddress: 2048,
+      bodyMemory: 64 * 1024 ** 2,
+      answerMemory: 64 * 1024 ** 2,
+    },
     timeouts: { idle: 60_000, shutdown: 30_000 },
   })
   t.notOk('auth' in config, 'the address decides')
@@ -227,6 +233,10 @@ const others: Record<string, { text: string; value: unknown }> = {
       { pattern: 'ci', limit: 1e6 },
     ],
   },
+  'limits.connections': { text: '500', value: 500 },
+  'limits.perAddress': { text: '50', value: 50 },
+  'limits.bodyMemory': { text: '32MiB', value: 32 * 1024 ** 2 },
+  'limits.answerMemory': { text: '1GiB', value: 1024 ** 3 },
   'timeouts.idle': { text: '90s', value: 90_000 },
   'timeouts.shutdown': { text: '500ms', value: 500 },
 }
@@ -269,6 +279,10 @@ const variables: Record<string, string> = {
   'disk.floor': 'BOATHOUSE_DISK_FLOOR',
   'disk.reserve': 'BOATHOUSE_DISK_RESERVE',
   quotas: 'BOATHOUSE_QUOTAS',
+  'limits.connections': 'BOATHOUSE_LIMITS_CONNECTIONS',
+  'limits.perAddress': 'BOATHOUSE_LIMITS_PER_ADDRESS',
+  'limits.bodyMemory': 'BOATHOUSE_LIMITS_BODY_MEMORY',
+  'limits.answerMemory': 'BOATHOUSE_LIMITS_ANSWER_MEMORY',
   'timeouts.idle': 'BOATHOUSE_TIMEOUTS_IDLE',
   'timeouts.shutdown': 'BOATHOUSE_TIMEOUTS_SHUTDOWN',
 }
@@ -545,6 +559,10 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'disk.floor': ['1', '-1B', 'none', '~'],
     'disk.reserve': ['1', '-1B', 'none', '~'],
     quotas: ['team', 'team/**=20', '"*=1GiB"', 'a=1GiB=2', '[a=1MiB, a=2MiB]', '[{ a: 1MiB }]'],
+    'limits.connections': ['9', '1000001', 'all', '~'],
+    'limits.perAddress': ['0', '1000001', 'all', '~'],
+    'limits.bodyMemory': ['15MiB', 'none', '~'],
+    'limits.answerMemory': ['15MiB', 'none', '~'],
     'timeouts.idle': ['0s', '999ms', '61m', 'never', '~'],
     'timeouts.shutdown': ['0s', '99ms', '61m', 'never', '~'],
   }

@@ -558,7 +558,7 @@ export class RawConnection {
 
   /** Sends a request line, headers (a Host among them unless one is given) and a body. */
   request(line: string, headers: string[] = [], body: string | Buffer = ''): Promise<void> {
-    const host = headers.some((header) => /^host:/i.test(header)) ? [] : ['Host: registry.test']
+    const host = headers.some((header) => /^host:/i.test(header)) ? [] : ['Host: localhost']
     const head = [`${line} HTTP/1.1`, ...host, ...headers, '', ''].join('\r\n')
     return this.send(Buffer.concat([Buffer.from(head), Buffer.from(body)]))
   }

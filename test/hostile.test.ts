@@ -1,9 +1,11 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import {
   blob,
   descriptor,
+  eventually,
   everyReplyKeptTheRules,
   filesBelow,
   image,
@@ -590,6 +592,173 @@ t.test('S74: a repository that is called like a file of the store harms nothing'
     t.ok(got.body.equals(pushed.bytes), name)
   }
 })
+
+t.test(
+  'S103, G-09: whatever cannot be read as a request is answered in the one shape, logged and counted',
+  async (t) => {
+    const countOf = async () => {
+      const { text } = await server.request('GET', '/metrics')
+      const lines = text.match(/^boathouse_http_requests_total\{route="none",[^}]*\} \d+$/gm) ?? []
+      return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0)
+    }
+    const lines = () => server.logs().filter((line) => line.msg === 'request' && line.route === 'none').length
+    const heads = [
+      ...[
+        '/%zz',
+        '/auth/%ff',
+        '/%',
+        '/healthz/%',
+        '/%76%32/a/manifests/%zz',
+        '/v2/a/manifests/%zz',
+        '//v2/',
+        '/v2/#x',
+      ].map((path) => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n`),
+      ...['ftp://x/v2/', '*', 'x', 'http://localhost'].map(
+        (target) => `GET ${target} HTTP/1.1\r\nHost: localhost\r\n`,
+      ),
+      ...[
+        'GET /v2/',
+        'GET /v2/ HTTP/9.9',
+        'NO_METHOD / HTTP/1.1',
+        'PRI * HTTP/2.0',
+        '\x16\x03\x01\x02',
+        '{"json":1}',
+      ].map((line) => `${line}\r\nHost: localhost\r\n`),
+      'CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n',
+      'GET /v2/ HTTP/1.1\r\nno colon\r\n',
+      'GET /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n',
+      'POST /v2/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: what\r\n',
+    ]
+    for (const head of heads) {
+      const counted = await countOf()
+      const logged = lines()
+      const connection = await RawConnection.open(server)
+      await connection.send(`${head}Connection: close\r\n\r\n`)
+      await connection.closed
+      const [reply, ...more] = connection.replies()
+      const what = JSON.stringify(head)
+      t.same(more, [], what)
+      t.ok(
+        reply !== undefined && reply.status >= 400 && reply.status < 500,
+        `${what}: ${connection.text.slice(0, 40)}`,
+      )
+      t.match(reply?.headers['content-type'], /^application\/json$/, what)
+      t.match(reply?.body, /^\{"errors":\[\{"code":"[A-Z_]+","message":"[^"]+"\}\]\}$/, what)
+      await eventually(`a line of the log for ${what}`, () => lines() === logged + 1)
+      t.equal(await countOf(), counted + 1, `${what} is counted`)
+    }
+  },
+)
+
+t.test('S103, S95: a burst of requests makes no line that is not ours', async (t) => {
+  const before = server.stderr().length
+  const connection = await RawConnection.open(server)
+  await connection.send(`GET /v2/${repository}/tags/list HTTP/1.1\r\nHost: localhost\r\n\r\n`.repeat(40))
+  await connection.waitForReplies(40)
+  await connection.close()
+  await eventually('all are in the log', () => server.stderr().slice(before).split('tags/list').length > 40)
+  for (const line of server.stderr().slice(before).split('\n').filter(Boolean)) {
+    t.doesNotThrow(() => JSON.parse(line), line.slice(0, 100))
+  }
+})
+
+t.test(
+  'S93: a web page of somebody else changes nothing here, and reads nothing under a name of its own',
+  async (t) => {
+    const content = randomBlob()
+    const ask = (method: string, headers: Record<string, string>) => {
+      const path = `/v2/foreign/blobs/uploads/?digest=${content.digest}`
+      return method === 'POST'
+        ? server.request('POST', path, { headers, body: content.bytes })
+        : server.request(method, '/v2/', { headers })
+    }
+    const own = `localhost:${server.port}`
+    const refused: Record<string, string>[] = [
+      { Origin: 'https://evil.example' },
+      { Origin: 'null' },
+      { Origin: '' },
+      { Origin: 'http://localhost:1' },
+      { Origin: `http://${own}.evil.example`, Host: own },
+      { Origin: `http://${own}@evil.example`, Host: own },
+      { Origin: 'http://evil.example:5000', Host: 'evil.example:5000' },
+    ]
+    for (const headers of refused) {
+      isError(t, await ask('POST', headers), 403, 'DENIED', JSON.stringify(headers))
+      for (const method of ['PUT', 'PATCH', 'DELETE']) {
+        const reply = await server.request(method, `/v2/${repository}/manifests/latest`, { headers })
+        t.equal(reply.status, 403, `${method} ${JSON.stringify(headers)}`)
+      }
+    }
+    for (const host of [
+      'evil.example',
+      'evil.example:5000',
+      'localhost.evil.example',
+      '127.0.0.1.nip.io',
+      '8.8.8.8',
+      '[2001:db8::1]:5000',
+      'evil.example.',
+      'a b',
+      'x@localhost',
+    ]) {
+      for (const method of ['GET', 'HEAD', 'POST']) {
+        isError(t, await ask(method, { Host: host }), 403, 'DENIED', `${method} as ${host}`)
+      }
+    }
+    t.equal(
+      (await server.request('GET', `/v2/${repository}/manifests/latest`)).status,
+      200,
+      'nothing was deleted',
+    )
+    t.equal((await server.request('GET', '/v2/foreign/tags/list')).status, 404, 'nothing was pushed')
+
+    const served = [
+      'localhost',
+      own,
+      'LOCALHOST.',
+      'x.localhost',
+      '127.0.0.1',
+      '127.8.9.1:5000',
+      '[::1]:5000',
+      'registry:5000',
+    ]
+    const around = [
+      'host.docker.internal:5000',
+      'host.containers.internal',
+      'pc.local',
+      '172.17.0.1:5000',
+      '192.168.65.2',
+      hostname(),
+    ]
+    for (const host of [...served, ...around]) t.equal((await ask('POST', { Host: host })).status, 201, host)
+    for (const origin of [`http://${own}`, `https://${own}`]) {
+      t.equal((await ask('POST', { Host: own, Origin: origin })).status, 201, 'a page of the registry itself')
+    }
+    t.equal(
+      (await ask('GET', { Origin: 'https://evil.example' })).status,
+      200,
+      'its answer is hidden by the browser',
+    )
+  },
+)
+
+t.test(
+  'S93: publicUrl names the registry; with logins any name will do, and a foreign page still may not',
+  async (t) => {
+    const named = await startServer(t, {
+      config: { publicUrl: 'https://registry.example.com', auth: 'none' },
+    })
+    const name = { Host: 'registry.example.com' }
+    t.equal((await named.request('GET', '/v2/', { headers: name })).status, 200)
+    t.equal((await named.request('GET', '/v2/', { headers: { Host: 'other.example.com' } })).status, 403)
+    const page = { Origin: 'https://registry.example.com', Host: 'localhost' }
+    t.equal((await named.request('POST', '/v2/a/blobs/uploads/', { headers: page })).status, 202)
+
+    const closed = await startServer(t, { config: { auth: 'token' } })
+    t.equal((await closed.request('GET', '/v2/', { headers: { Host: 'any.example' } })).status, 401)
+    const foreign = { Origin: 'https://evil.example' }
+    isError(t, await closed.request('POST', '/v2/a/blobs/uploads/', { headers: foreign }), 403, 'DENIED')
+  },
+)
 
 t.test('E-01: after all of this the server serves what it had', async (t) => {
   const got = await server.request('GET', `/v2/${repository}/manifests/latest`)

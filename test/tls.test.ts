@@ -3,7 +3,11 @@ import { copyFileSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { connect as tlsConnect } from 'node:tls'
+import { pino } from 'pino'
 import t from 'tap'
+import { defaults } from '../config/schema.js'
+import { certificateTrouble, watchCertificateTime } from '../src/commands/watching-certificate.js'
+import { selfSigned } from './certificate.js'
 import {
   eventually,
   everyReplyKeptTheRules,
@@ -178,6 +182,70 @@ t.test(
       t.match(stderr, /tls|certificate|key/i, stderr)
       t.notMatch(stderr, /at .*\.js:\d+/, 'a sentence, not a stack')
     }
+  },
+)
+
+t.test('S112: a plain HTTP request to the port of HTTPS is told so, logged and counted', async (t) => {
+  for (const method of ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE']) {
+    const connection = await RawConnection.open(server)
+    await connection.request(`${method} /v2/`, ['Content-Length: 0'])
+    await connection.closed
+    const [reply] = connection.replies()
+    t.equal(reply?.status, 400, `${method}: ${connection.text.slice(0, 60)}`)
+    t.match(
+      reply?.body,
+      /^\{"errors":\[\{"code":"REQUEST_INVALID","message":"[^"]*https[^"]*"\}\]\}$/,
+      method,
+    )
+  }
+  const told = server.logs().filter((line) => line.msg === 'request' && line.status === 400)
+  t.ok(told.length >= 6, 'the log has them')
+  const { text } = await server.request('GET', '/metrics')
+  t.match(text, /^boathouse_http_requests_total\{route="none",method="other",status="400"\} [1-9]/m)
+  const noise = await RawConnection.open(server)
+  await noise.send(Buffer.from([0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5]))
+  await noise.closed
+  t.equal((await server.request('GET', '/v2/')).status, 200)
+})
+
+t.test(
+  'S112: a certificate that is not valid, or not for long, is told at the start, daily, and by a metric',
+  async (t) => {
+    const hour = 3_600_000
+    const now = Date.now()
+    const certificateUntil = (until: number) => selfSigned({ until: new Date(until) })
+    t.match(certificateTrouble(certificateUntil(now - hour).certificate, now), {
+      isRefused: true,
+      sentence: /expired/,
+    })
+    t.match(certificateTrouble(certificateUntil(now + 48 * hour).certificate, now), {
+      isRefused: true,
+      sentence: /not valid/,
+    })
+    t.match(certificateTrouble(certificateUntil(now + hour).certificate, now), {
+      isRefused: false,
+      sentence: /expires/,
+    })
+    t.equal(certificateTrouble(certificateUntil(now + 23 * hour).certificate, now), undefined, 'of 25 hours')
+
+    const { certificate, key } = certificateUntil(now - hour)
+    const files = { certificate: join(scratch, 'old.crt'), key: join(scratch, 'old.key') }
+    writeFileSync(files.certificate, certificate)
+    writeFileSync(files.key, key)
+    const old = await startServer(t, { config: { tls: files } })
+    const said = await eventually('the log says it', () =>
+      old.logs().find(({ msg }) => /certificate expired/.test(String(msg))),
+    )
+    t.equal(said.level, 50)
+    const { text } = await old.request('GET', '/metrics')
+    const [, expiry] = /^boathouse_tls_certificate_expiry_seconds (\d+)$/m.exec(text) ?? []
+    t.equal(Number(expiry), Math.floor((now - hour) / 1000))
+
+    const lines: unknown[] = []
+    const logger = pino({ base: null }, { write: (line: string) => void lines.push(JSON.parse(line)) })
+    const stop = watchCertificateTime({ ...defaults, tls: files }, logger, 5)
+    await eventually('it is said again and again', () => lines.length > 2)
+    await stop()
   },
 )
 

@@ -110,7 +110,7 @@ function pair(address: string, account: string): string {
 }
 
 /** An IPv6 address counts as its /64: whoever has one address of it has them all. */
-function networkOf(address: string): string {
+export function networkOf(address: string): string {
   if (!address.includes(':')) return address
   if (address.includes('.')) return address.slice(address.lastIndexOf(':') + 1) // IPv4 inside IPv6
   const [head = '', tail] = address.split('::', 2)

@@ -39,6 +39,19 @@ function logMethod(this: Logger, args: Parameters<LogFn>, method: LogFn): void {
   method.apply(this, args)
 }
 
+/**
+ * Puts into the log what Node says by itself, on lines of its own, otherwise: its warnings, and the error that ends the
+ * process.
+ */
+export function takeNodesWords(logger: Logger): void {
+  process.removeAllListeners('warning')
+  process.on('warning', (warning) => logger.warn({ err: warning }, 'a warning of Node'))
+  process.on('uncaughtException', (error) => {
+    logger.fatal({ err: error }, 'a bug ends this process')
+    void flushLogger(logger).then(() => process.exit(1))
+  })
+}
+
 /** Writes out what a logger still holds; for the moment before the process ends. */
 export function flushLogger(logger: Logger): Promise<void> {
   return new Promise((resolve) => {

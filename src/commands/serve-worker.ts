@@ -1,6 +1,5 @@
 import { unwatchFile, watchFile } from 'node:fs'
 import type { AddressInfo } from 'node:net'
-import type { Server as TlsServer } from 'node:tls'
 import type { Logger } from 'pino'
 import type { Config } from '../../config/schema.js'
 import { joinDataFolder } from '../../storage/data-folder.js'
@@ -69,7 +68,7 @@ function watchCertificate(app: App, config: Config, logger: Logger): () => void 
   const reload = async () => {
     try {
       const tls = await readTls(config)
-      if (tls !== undefined) (app.http.server as unknown as TlsServer).setSecureContext(tls)
+      if (tls !== undefined) app.useCertificate(tls)
       logger.info('took up the new certificate')
     } catch (error) {
       logger.error({ err: error }, 'the new certificate cannot be used: the old one stays')

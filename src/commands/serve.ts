@@ -22,7 +22,7 @@ import { ClockWatch } from './clock-watch.js'
 import { startCollecting } from './collecting.js'
 import { exitCodes } from './exit-codes.js'
 import { onHangup } from './hangup.js'
-import { createLogger, flushLogger } from './logger.js'
+import { createLogger, flushLogger, takeNodesWords } from './logger.js'
 import { startSyncing } from './mirror-syncing.js'
 import { typed } from './own-name.js'
 import { startRetaining } from './retaining.js'
@@ -30,6 +30,7 @@ import { startSnapshots } from './snapshotting.js'
 import { checkAfterCrash } from './start-checking.js'
 import { type StopStep, stopInOrder } from './stopping.js'
 import { startVerifying } from './verifying.js'
+import { watchCertificateTime } from './watching-certificate.js'
 import { watchDisk } from './watching-disk.js'
 import { WorkerPool } from './worker-pool.js'
 
@@ -67,6 +68,7 @@ interface Primary {
  */
 export async function serve(config: Config): Promise<number> {
   const logger = await createLogger(config.log, undefined)
+  takeNodesWords(logger)
   let primary: Primary | undefined
   const pool =
     config.workers === 1
@@ -87,11 +89,13 @@ export async function serve(config: Config): Promise<number> {
     const stopRetaining = startRetaining(createRetention(config, stores), stores.tags, config, logger)
     const stopSnapshots = startSnapshots(config, logger, (error) => endAtOnce(error, logger))
     const stopWatching = watchDisk(stores, config, logger)
+    const stopCertificate = watchCertificateTime(config, logger)
     announce(config, server.address, isOpen)
     await stopSignal(logger)
     const steps: StopStep[] = [
       ['requests', () => server.stop()],
       ['the look at the disk', stopWatching],
+      ['the look at the certificate', stopCertificate],
       ['mirror sync', stopSyncing],
       ['the copy of the index', stopSnapshots],
       ['retention', stopRetaining],

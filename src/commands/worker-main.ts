@@ -3,7 +3,7 @@ import type { Config } from '../../config/schema.js'
 import type { MetricsText } from '../app.js'
 import { shareMetrics } from '../http/metrics.js'
 import { onHangup } from './hangup.js'
-import { createLogger, flushLogger } from './logger.js'
+import { createLogger, flushLogger, takeNodesWords } from './logger.js'
 import type { FromWorker, ToWorker } from './messages.js'
 import { rememberSettings } from './own-name.js'
 import { startWorker } from './serve-worker.js'
@@ -33,6 +33,7 @@ function askMetrics(): Promise<MetricsText> {
 async function start(config: Config, name: string): Promise<void> {
   rememberSettings(undefined, config.data)
   const logger = await createLogger(config.log, name)
+  takeNodesWords(logger)
   try {
     const worker = await startWorker(config, { logger, processName: name, collectMetrics: askMetrics })
     stop = async () => {

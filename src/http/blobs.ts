@@ -11,12 +11,10 @@ import { type ByteRange, readRanges } from './ranges.js'
 export interface BlobHandlerOptions {
   readonly blobs: Blobs
   readonly audit: Audit
-  /** Milliseconds without progress after which a reader is given up. */
-  readonly idleTimeout: number
 }
 
 /** GET and HEAD of a blob, DELETE of a repository's right to it (protocol section 5, DL-03). */
-export function blobHandlers({ blobs, audit, idleTimeout }: BlobHandlerOptions) {
+export function blobHandlers({ blobs, audit }: BlobHandlerOptions) {
   return {
     /** BL-01: the length, the digest that was asked for, and the bytes as they are. */
     async getBlob(exchange: Exchange): Promise<void> {
@@ -35,7 +33,7 @@ export function blobHandlers({ blobs, audit, idleTimeout }: BlobHandlerOptions) 
       }
       const reader = await blobs.openBlob(exchange.repository, digest)
       try {
-        await streamBlob(exchange, digest, reader, idleTimeout)
+        await streamBlob(exchange, digest, reader)
       } finally {
         await reader.close()
       }
@@ -60,39 +58,27 @@ function blobHeaders(digest: Digest): OutgoingHttpHeaders {
   }
 }
 
-async function streamBlob(
-  exchange: Exchange,
-  digest: Digest,
-  reader: OpenBlob,
-  idleTimeout: number,
-): Promise<void> {
+async function streamBlob(exchange: Exchange, digest: Digest, reader: OpenBlob): Promise<void> {
   const { request, response } = exchange
   const { size } = reader
   const ranges = isRangeCurrent(exchange, digest) ? readRanges(request.headers.range, size) : undefined
   const [range] = ranges ?? []
   const ends = ranges === undefined || range === undefined ? [size - 1] : ranges.map(({ end }) => end)
   await reader.ready?.(Math.min(...ends))
-  const { socket } = request
-  // The socket's own timer counts what goes out, too: a slow reader lives, one that stands still is cut off.
-  socket.setTimeout(idleTimeout)
-  try {
-    if (ranges === undefined || range === undefined) {
-      sendHead(response, 200, { ...blobHeaders(digest), 'Content-Length': size })
-      if (size > 0) await reader.copyTo(response, 0, size - 1)
-    } else if (ranges.length === 1) {
-      sendHead(response, 206, {
-        ...blobHeaders(digest),
-        'Content-Length': range.end - range.start + 1,
-        'Content-Range': contentRange(range, size),
-      })
-      await reader.copyTo(response, range.start, range.end)
-    } else {
-      await streamParts(exchange, digest, reader, ranges)
-    }
-    response.end()
-  } finally {
-    socket.setTimeout(0)
+  if (ranges === undefined || range === undefined) {
+    sendHead(response, 200, { ...blobHeaders(digest), 'Content-Length': size })
+    if (size > 0) await reader.copyTo(response, 0, size - 1)
+  } else if (ranges.length === 1) {
+    sendHead(response, 206, {
+      ...blobHeaders(digest),
+      'Content-Length': range.end - range.start + 1,
+      'Content-Range': contentRange(range, size),
+    })
+    await reader.copyTo(response, range.start, range.end)
+  } else {
+    await streamParts(exchange, digest, reader, ranges)
   }
+  response.end()
 }
 
 /** BL-08: a Range counts only while If-Range still names the content. */

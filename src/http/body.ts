@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { RegistryError } from '../oci/errors.js'
 import { hasBody } from './exchange.js'
+import type { Intake, Lease } from './intake.js'
 
 const expectsContinue = new WeakSet<IncomingMessage>()
 
@@ -39,15 +40,24 @@ export function openBody(
   return request
 }
 
-/** Whether at least one byte of body comes: a chunked body without any is none (protocol UP-02). */
-export async function hasBytes(request: IncomingMessage): Promise<boolean> {
+/**
+ * Whether at least one byte of body comes: a chunked body without any is none (protocol UP-02).
+ * @param idleTimeout milliseconds to wait for it
+ * @throws RegistryError REQUEST_TIMEOUT when neither a byte nor the end comes in that time
+ */
+export async function hasBytes(request: IncomingMessage, idleTimeout: number): Promise<boolean> {
   if (!hasBody(request)) return false
   if (request.headers['content-length'] !== undefined || expectsContinue.has(request)) return true
   if (request.readableLength === 0 && !request.readableEnded && !request.destroyed) {
-    await new Promise<void>((resolve) => {
-      request.once('readable', resolve)
-      request.once('end', resolve)
-      request.once('close', resolve)
+    await new Promise<void>((resolve, reject) => {
+      const timer = setTimeout(() => reject(new RegistryError('REQUEST_TIMEOUT')), idleTimeout)
+      const done = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+      request.once('readable', done)
+      request.once('end', done)
+      request.once('close', done)
     })
   }
   if (request.readableLength > 0) return true
@@ -55,38 +65,120 @@ export async function hasBytes(request: IncomingMessage): Promise<boolean> {
   return false
 }
 
+/** How a body is read as a whole. */
+export interface WholeBody {
+  /** Lends the memory. */
+  readonly intake: Intake
+  /** Bytes. */
+  readonly limit: number
+  /** Thrown when the body is larger; no more of it is read then. */
+  readonly tooLarge: () => RegistryError
+}
+
 /**
- * Reads a whole body into memory.
- * @param limit bytes
- * @param tooLarge thrown when the body is larger; no more of it is read then
- * @throws RegistryError SIZE_INVALID when the connection breaks before its end
+ * Reads a whole body into memory and works with it. It has its room before its first byte is read, and until the work is
+ * over.
+ * @throws RegistryError SIZE_INVALID when the connection breaks before its end, REQUEST_TIMEOUT when it does not move,
+ * UNAVAILABLE when there is no room for long
  */
-export async function readBody(
+export async function withBody<T>(
+  request: IncomingMessage,
+  response: ServerResponse,
+  { intake, limit, tooLarge }: WholeBody,
+  work: (bytes: Buffer) => T | Promise<T>,
+): Promise<T> {
+  const length = request.headers['content-length']
+  const size = length === undefined ? limit : Number(length)
+  if (size > limit) throw tooLarge()
+  const lease = await intake.lend(size)
+  const gathered = new Gathered(intake, limit, length === undefined ? 0 : size)
+  try {
+    if (expectsContinue.delete(request)) response.writeContinue()
+    await readWhole(request, gathered, tooLarge, lease)
+    lease.complete()
+    return await work(gathered.bytes)
+  } finally {
+    if (!lease.isComplete) gathered.discard()
+    lease.release()
+  }
+}
+
+function readWhole(
   body: IncomingMessage,
-  limit: number,
+  gathered: Gathered,
   tooLarge: () => RegistryError,
-): Promise<Buffer> {
-  if (Number(body.headers['content-length'] ?? 0) > limit) throw tooLarge()
-  if (body.destroyed) throw cutOff(body.errored) // its end was told before anybody listened
+  lease: Lease,
+): Promise<void> {
+  if (body.destroyed) return Promise.reject(cutOff(body.errored)) // its end was told before anybody listened
   return new Promise((resolve, reject) => {
-    const chunks: Buffer[] = []
-    let size = 0
-    const onData = (chunk: Buffer) => {
-      size += chunk.length
-      if (size <= limit) {
-        chunks.push(chunk)
-        return
-      }
+    const stop = (error: RegistryError) => {
       body.off('data', onData)
       body.pause()
-      reject(tooLarge())
+      reject(error)
     }
+    const onData = (chunk: Buffer) => {
+      lease.moved(chunk.length)
+      if (!gathered.add(chunk)) stop(tooLarge())
+    }
+    lease.onGiveUp = stop
     body.on('data', onData)
-    body.once('end', () => resolve(Buffer.concat(chunks, size)))
+    body.once('end', () => resolve())
     body.once('error', (error) => reject(cutOff(error)))
     body.once('close', () => reject(cutOff(undefined)))
     body.resume()
   })
+}
+
+/** Puts chunks together. They are copied: a body in pieces of a byte each would hold many times its size. */
+class Gathered {
+  readonly #buffers: Pick<Intake, 'takeBuffer' | 'giveBuffer'>
+  readonly #limit: number
+  readonly #expected: number
+  #bytes: Buffer = Buffer.alloc(0)
+  #size = 0
+  /** Whether the buffer is one that was taken. */
+  #isTaken = false
+
+  /** @param expected bytes, where they were announced; 0 where not */
+  constructor(buffers: Pick<Intake, 'takeBuffer' | 'giveBuffer'>, limit: number, expected: number) {
+    this.#buffers = buffers
+    this.#limit = limit
+    this.#expected = expected
+  }
+
+  get bytes(): Buffer {
+    return this.#bytes.subarray(0, this.#size)
+  }
+
+  /** False when that is too much. */
+  add(chunk: Buffer): boolean {
+    const size = this.#size + chunk.length
+    if (size > this.#limit) return false
+    if (this.#size === 0) {
+      this.#bytes = chunk // most bodies come in one piece
+    } else {
+      if (size > this.#bytes.length)
+        this.#grow(this.#expected >= size ? this.#expected : Math.min(this.#limit, 2 * size))
+      chunk.copy(this.#bytes, this.#size)
+    }
+    this.#size = size
+    return true
+  }
+
+  #grow(capacity: number): void {
+    const larger = this.#buffers.takeBuffer(capacity)
+    this.#bytes.copy(larger, 0, 0, this.#size)
+    this.discard()
+    this.#bytes = larger
+    this.#isTaken = true
+  }
+
+  /** Gives the memory back at once: nobody has seen these bytes. */
+  discard(): void {
+    if (this.#isTaken) this.#buffers.giveBuffer(this.#bytes)
+    this.#bytes = Buffer.alloc(0)
+    this.#isTaken = false
+  }
 }
 
 function cutOff(cause: unknown): RegistryError {

@@ -1,8 +1,8 @@
-import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
+import { type IncomingMessage, type OutgoingHttpHeaders, type ServerResponse, STATUS_CODES } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { ChallengeError } from '../auth/access.js'
 import { type ErrorEntry, type ErrorKind, RegistryError, UploadRangeError } from '../oci/errors.js'
-import { send } from './exchange.js'
+import { send, standardHeaders } from './exchange.js'
 import { uploadHeaders } from './upload-headers.js'
 
 /**
@@ -97,17 +97,34 @@ const parserErrors: Readonly<Record<string, RegistryError>> = {
   ERR_HTTP_REQUEST_TIMEOUT: new RegistryError('REQUEST_TIMEOUT'),
 }
 
-/** Replies to what is not HTTP, in the same shape, and closes the connection. */
-export function replyParserError(error: Error & { code?: string }, socket: Duplex): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
+/** The refusal that goes with what Node's HTTP parser found. */
+export function parserRefusal({ code = '' }: { code?: string }): RegistryError {
+  return (
+    (Object.hasOwn(parserErrors, code) ? parserErrors[code] : undefined) ??
+    new RegistryError('REQUEST_INVALID')
+  )
+}
+
+/** Milliseconds that a client has to read the refusal of its connection. */
+const farewell = 2000
+
+/** Replies where there is no request, in the same shape, and closes the connection. */
+export function refuseOnSocket(socket: Duplex, refusal: RegistryError): void {
+  if (!socket.writable) {
     socket.destroy()
     return
   }
-  const refusal = Object.hasOwn(parserErrors, error.code ?? '') ? parserErrors[error.code ?? ''] : undefined
-  const { status, entries } = refusal ?? new RegistryError('REQUEST_INVALID')
+  const { status, entries } = refusal
   const body = errorBody(entries)
+  const again = refusal.retryAfter === undefined ? '' : `Retry-After: ${refusal.retryAfter}\r\n`
   socket.end(
-    `HTTP/1.1 ${status} ${status === 431 ? 'Request Header Fields Too Large' : status === 408 ? 'Request Timeout' : 'Bad Request'}\r\n` +
-      `Content-Type: application/json\r\nContent-Length: ${body.byteLength}\r\nConnection: close\r\n\r\n${body}`,
+    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}\r\n` +
+      Object.entries(standardHeaders)
+        .map(([name, value]) => `${name}: ${value}\r\n`)
+        .join('') +
+      `Content-Type: application/json\r\nContent-Length: ${body.byteLength}\r\n${again}Connection: close\r\n\r\n${body}`,
   )
+  // What is closed while bytes of the client are unread is reset, and the client may lose the answer.
+  const timer = setTimeout(() => socket.destroy(), farewell)
+  socket.once('close', () => clearTimeout(timer))
 }

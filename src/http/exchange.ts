@@ -2,13 +2,14 @@ import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:
 import type { Caller } from '../auth/access.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { Target } from '../registry/names.js'
+import { type Outbox, smallAnswer } from './outbox.js'
 
 /** Bytes and milliseconds for which the rest of an unwanted body is read and dropped. */
 const drainBytes = 64 * 1024 * 1024
 const drainTime = 10_000
 
 /** Headers on every reply (protocol G-08, G-13). */
-const standardHeaders = {
+export const standardHeaders = {
   'Docker-Distribution-API-Version': 'registry/2.0',
   'X-Content-Type-Options': 'nosniff',
 }
@@ -22,6 +23,7 @@ export class Exchange {
   /** The client's address. */
   readonly address: string
   readonly #target: Target | undefined
+  readonly #outbox: Outbox
   #query: URLSearchParams | undefined
 
   constructor(
@@ -32,6 +34,7 @@ export class Exchange {
       readonly caller: Caller
       readonly address: string
       readonly target: Target | undefined
+      readonly outbox: Outbox
     },
   ) {
     this.request = request
@@ -40,6 +43,7 @@ export class Exchange {
     this.caller = route.caller
     this.address = route.address
     this.#target = route.target
+    this.#outbox = route.outbox
   }
 
   /** The repository that the request means; only for routes whose path names one. */
@@ -60,6 +64,21 @@ export class Exchange {
 
   get isHead(): boolean {
     return this.request.method === 'HEAD'
+  }
+
+  /**
+   * Whether a large answer has to wait for {@link room}: others that are not taken yet fill the memory.
+   */
+  get isCrowded(): boolean {
+    return this.#outbox.isFull
+  }
+
+  /**
+   * Waits until there is room for a large answer. To be called before what it is made of is read.
+   * @throws RegistryError UNAVAILABLE when there is none for long
+   */
+  room(): Promise<void> | undefined {
+    return this.#outbox.isFull ? this.#outbox.room() : undefined
   }
 
   /** The query's parameters; unknown ones are nobody's business (protocol G-19). */
@@ -86,7 +105,13 @@ export class Exchange {
   /** Replies with a body, or with its headers alone to HEAD (protocol G-10). */
   sendBytes(status: number, bytes: Uint8Array, headers: OutgoingHttpHeaders): void {
     const all = { ...headers, 'Content-Length': bytes.byteLength }
-    send(this.request, this.response, status, all, this.isHead ? undefined : bytes)
+    const isLarge = bytes.byteLength > smallAnswer && !this.isHead && !hasUnreadBody(this.request)
+    if (isLarge) {
+      sendHead(this.response, status, all)
+      this.#outbox.send(this.response, bytes)
+    } else {
+      send(this.request, this.response, status, all, this.isHead ? undefined : bytes)
+    }
   }
 
   /** Replies with JSON. */

@@ -45,6 +45,7 @@ export function healthHandlers({ check, isDraining, metrics }: HealthHandlerOpti
     },
 
     async getMetrics(exchange: Exchange): Promise<void> {
+      await exchange.room()
       const { contentType, text } = await metrics()
       exchange.sendBytes(200, Buffer.from(text), { 'Content-Type': contentType })
     },

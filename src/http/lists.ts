@@ -22,6 +22,7 @@ export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
     async listTags(exchange: Exchange): Promise<void> {
       const { repository, target } = exchange
       const { limit, after } = readPaging(exchange)
+      await exchange.room()
       const page = await manifests.listTags(repository, after, limit)
       const path = `/v2/${target.asked}/tags/list`
       exchange.warn(page.warning)
@@ -31,6 +32,7 @@ export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
 
     async listRepositories(exchange: Exchange): Promise<void> {
       const { limit, after } = readPaging(exchange)
+      await exchange.room()
       const page = await manifests.listRepositories(after, limit, visibleTo(exchange.caller))
       exchange.sendJson({ repositories: page.names }, nextLink('/v2/_catalog', limit, page))
     },
@@ -44,6 +46,7 @@ export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
       const after = Number(query.get('last') ?? 0)
       if (!Number.isSafeInteger(after))
         throw new RegistryError('PAGINATION_NUMBER_INVALID', 'last is not a place')
+      await exchange.room()
       const page = await collectReferrers(manifests, repository, subject, types, after)
       const body = Buffer.from(
         `{"schemaVersion":2,"mediaType":"${mediaTypes.ociIndex}","manifests":[${page.descriptors.join(',')}]}`,

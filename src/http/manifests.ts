@@ -4,20 +4,23 @@ import { largestManifest } from '../oci/manifest.js'
 import { parseReference, type Reference, type RepositoryName } from '../oci/reference.js'
 import type { ManifestHead, Manifests } from '../registry/manifests.js'
 import type { Audit } from './audit.js'
-import { openBody, readBody } from './body.js'
+import { withBody } from './body.js'
 import { etagOf, isNotModified, readCondition } from './conditions.js'
 import { type Exchange, hasBody, sendHead } from './exchange.js'
+import type { Intake } from './intake.js'
+import { smallAnswer } from './outbox.js'
 
 /** What the handlers need. */
 export interface ManifestHandlerOptions {
   readonly manifests: Manifests
   readonly audit: Audit
-  /** Milliseconds without a byte after which a body is given up. */
-  readonly idleTimeout: number
+  readonly intake: Intake
 }
 
 /** Manifests over HTTP (protocol sections 4 and 8). */
-export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHandlerOptions) {
+export function manifestHandlers({ manifests, audit, intake }: ManifestHandlerOptions) {
+  const tooLarge = () => new RegistryError('MANIFEST_TOO_LARGE')
+  const body = { intake, limit: largestManifest, tooLarge }
   return {
     /** MF-40 … MF-45: what is stored, as it is stored, whatever Accept says. */
     async getManifest(exchange: Exchange): Promise<void> {
@@ -35,6 +38,10 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
           return
         }
       }
+      if (exchange.isCrowded) {
+        const { size } = await manifests.headManifest(exchange.repository, reference)
+        if (size > smallAnswer) await exchange.room()
+      }
       const manifest = await manifests.getManifest(exchange.repository, reference)
       exchange.warn(manifest.warning)
       exchange.sendBytes(200, manifest.bytes, manifestHeaders(manifest, reference))
@@ -44,19 +51,20 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
     async putManifest(exchange: Exchange): Promise<void> {
       const { request, response, repository } = exchange
       const reference = parseReference(exchange.param('reference'))
-      const tooLarge = () => new RegistryError('MANIFEST_TOO_LARGE')
-      const pushed = await manifests.putManifest({
-        repository,
-        reference,
-        tags: exchange.query.getAll('tag'),
-        bytes: hasBody(request)
-          ? await readBody(openBody(request, response, idleTimeout), largestManifest, tooLarge)
-          : new Uint8Array(0),
-        contentType: request.headers['content-type'],
-        condition: readCondition(request),
-        user: exchange.caller.identity.name,
-        mayBorrow: mayBorrow(exchange),
-      })
+      const put = (bytes: Uint8Array) =>
+        manifests.putManifest({
+          repository,
+          reference,
+          tags: exchange.query.getAll('tag'),
+          bytes,
+          contentType: request.headers['content-type'],
+          condition: readCondition(request),
+          user: exchange.caller.identity.name,
+          mayBorrow: mayBorrow(exchange),
+        })
+      const pushed = hasBody(request)
+        ? await withBody(request, response, body, put)
+        : await put(new Uint8Array(0))
       const headers: OutgoingHttpHeaders = {
         Location: `/v2/${repository}/manifests/${pushed.digest}`,
         'Docker-Content-Digest': pushed.digest,

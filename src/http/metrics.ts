@@ -58,6 +58,27 @@ const misnamed = [
   'nodejs_active_resources_total',
 ]
 
+/** Bounds that clients can meet; what happens then is in docs/OPERATIONS.md. */
+export const bounds = [
+  'connections',
+  'connections_per_address',
+  'requests_per_client',
+  'waiting_requests',
+  'answer_memory',
+  'body_memory',
+  'standstill',
+] as const
+
+/** The name of a bound, for the metrics. */
+export type Bound = (typeof bounds)[number]
+
+/** What the wire of one process holds now. */
+export interface WireState {
+  readonly connections: number
+  readonly answerBytes: number
+  readonly bodyBytes: number
+}
+
 const knownMethods = new Set(['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE', 'OPTIONS'])
 
 /** The Prometheus metrics of one process. */
@@ -75,6 +96,11 @@ export class Metrics {
   })
   readonly #bytesIn = new Counter({ name: 'boathouse_http_received_bytes_total', help: 'Bytes received' })
   readonly #bytesOut = new Counter({ name: 'boathouse_http_sent_bytes_total', help: 'Bytes sent' })
+  readonly #bounds = new Counter({
+    name: 'boathouse_bounds_met_total',
+    help: 'Times that a bound was met, by its name',
+    labelNames: ['bound'] as const,
+  })
   /** Looking up a label set costs more than counting: each is looked up once. */
   readonly #children = new Map<string, { count: () => void; observe: (seconds: number) => void }>()
 
@@ -82,6 +108,7 @@ export class Metrics {
   constructor(totals: () => Promise<StoreTotals>, mirrors?: () => Promise<readonly MirrorTotals[]>) {
     collectDefaultMetrics()
     for (const name of misnamed) register.removeSingleMetric(name)
+    for (const bound of bounds) this.#bounds.labels(bound).inc(0)
     const gauge = (name: string, help: string, read: (totals: StoreTotals) => number) =>
       new Gauge({
         name,
@@ -155,6 +182,42 @@ export class Metrics {
     child.observe(seconds)
     this.#bytesIn.inc(bytesIn)
     this.#bytesOut.inc(bytesOut)
+  }
+
+  /** Counts that a bound was met. */
+  readonly met = (bound: Bound): void => {
+    this.#bounds.labels(bound).inc()
+  }
+
+  /** Shows when the certificate ends. @param expiry seconds since 1970; undefined where there is none */
+  describeCertificate(expiry: () => number | undefined): void {
+    new Gauge({
+      name: 'boathouse_tls_certificate_expiry_seconds',
+      help: 'When the certificate expires, in seconds since 1970',
+      aggregator: 'min',
+      collect() {
+        const at = expiry()
+        if (at === undefined) this.remove()
+        else this.set(at)
+      },
+    })
+  }
+
+  /** Shows what the wire holds. */
+  describeWire(state: () => WireState): void {
+    const gauge = (name: string, help: string, read: (state: WireState) => number) =>
+      new Gauge({
+        name,
+        help,
+        collect() {
+          this.set(read(state()))
+        },
+      })
+    gauge('boathouse_connections', 'Connections that are open', (now) => now.connections)
+    const answers = 'Bytes of large answers that their readers have not taken yet'
+    gauge('boathouse_answer_memory_bytes', answers, (now) => now.answerBytes)
+    const bodies = 'Bytes of memory that are lent to manifests and forms that come in'
+    gauge('boathouse_body_memory_bytes', bodies, (now) => now.bodyBytes)
   }
 
   /** All metrics of this process alone. */

@@ -15,6 +15,11 @@ const hostGrammar = /^[\w.-]+(?::\d{1,5})?$|^\[[0-9a-fA-F:.]+\](?::\d{1,5})?$/
  * for somebody who has left already.
  */
 export function clientAddress({ ip = '' }: Origin): string {
+  return plainAddress(ip)
+}
+
+/** IPv4 as people write it, also where it came in the clothes of IPv6. */
+export function plainAddress(ip: string): string {
   return ip.startsWith('::ffff:') && ip.includes('.') ? ip.slice('::ffff:'.length) : ip
 }
 

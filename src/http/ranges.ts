@@ -13,8 +13,8 @@ const mostRanges = 1000
 /**
  * Reads a Range header. A header in another unit or with bad syntax is ignored, as RFC 9110 wants it.
  * @param size of the content, in bytes
- * @returns the ranges in the order asked, cut at the content's end; undefined for the whole content
- * @throws UnsatisfiableRangeError when a range lies outside or ends before it starts (protocol BL-05)
+ * @returns the ranges that can be satisfied, in the order asked, cut at the content's end; undefined for the whole content
+ * @throws UnsatisfiableRangeError when none can be, or one ends before it starts (protocol BL-05)
  * @throws RegistryError TOO_MANY_RANGES when the ranges are too many, or ask for the content more than twice
  */
 export function readRanges(header: string | undefined, size: number): ByteRange[] | undefined {
@@ -26,18 +26,21 @@ export function readRanges(header: string | undefined, size: number): ByteRange[
   for (const spec of specs) {
     const [, first = '', last = ''] = spec ?? []
     if (first === '' && last === '') return undefined
-    ranges.push(toRange(first, last, size))
+    const range = toRange(first, last, size)
+    if (range !== undefined) ranges.push(range)
   }
+  if (ranges.length === 0) throw new UnsatisfiableRangeError(size)
   const total = ranges.reduce((sum, range) => sum + range.end - range.start + 1, 0)
   if (ranges.length > 1 && total > 2 * size) throw new RegistryError('TOO_MANY_RANGES')
   return ranges
 }
 
-function toRange(first: string, last: string, size: number): ByteRange {
+/** RFC 9110, 14.1.1: undefined for a range that lies outside. */
+function toRange(first: string, last: string, size: number): ByteRange | undefined {
+  if (first !== '' && last !== '' && Number(first) > Number(last)) throw new UnsatisfiableRangeError(size)
   const start = first === '' ? Math.max(0, size - Number(last)) : Number(first)
   const end = first === '' || last === '' ? size - 1 : Math.min(Number(last), size - 1)
-  if (start > end) throw new UnsatisfiableRangeError(size)
-  return { start, end }
+  return start > end ? undefined : { start, end }
 }
 
 /**

@@ -23,6 +23,7 @@ export function searchHandlers({ manifests }: { readonly manifests: Manifests })
       }
       const text = exchange.query.get('q') ?? ''
       const limit = readLimit(exchange.query.get('n'))
+      await exchange.room()
       const names = await manifests.searchRepositories(text, limit, visibleTo(exchange.caller))
       exchange.sendJson({
         query: text,

@@ -1,5 +1,6 @@
-import { type IncomingMessage, METHODS, type ServerResponse } from 'node:http'
-import { type FastifyInstance, fastify } from 'fastify'
+import { type IncomingMessage, METHODS, type Server, type ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import type { Logger } from 'pino'
 import type { AccessPolicy } from '../auth/access.js'
 import { redactPath } from '../auth/redact.js'
@@ -9,10 +10,13 @@ import type { NameResolver } from '../registry/names.js'
 import { authorize, settleUnknown } from './authorize.js'
 import { noteExpectation } from './body.js'
 import { challengeHeader, tokenPath } from './challenge.js'
-import { MethodError, replyError, replyParserError } from './errors.js'
+import { type ConnectionLimits, Connections } from './connections.js'
+import { MethodError, parserRefusal, refuseOnSocket, replyError } from './errors.js'
 import { Exchange } from './exchange.js'
+import { ForeignGuard } from './foreign.js'
 import type { Metrics } from './metrics.js'
-import { clientAddress, type Origin, publicAddress } from './origin.js'
+import { clientAddress, type Origin, plainAddress, publicAddress } from './origin.js'
+import type { Outbox } from './outbox.js'
 import { foldPath, invalidPath } from './path.js'
 import { allowedMethods, type Handlers, type Route, routes } from './routes.js'
 
@@ -32,10 +36,15 @@ export interface ServerOptions {
   readonly metrics: Metrics
   /** The address that clients use, where it is configured. */
   readonly publicUrl: string | undefined
+  /** Whether only this machine reaches the server by itself, and whether nobody logs in there. */
+  readonly isLocal: boolean
+  readonly isOpen: boolean
   /** The name that tokens are for. */
   readonly service: string
   /** Addresses and networks whose X-Forwarded-* headers count (reliability S57). */
   readonly trustedProxies: readonly string[]
+  readonly limits: Omit<ConnectionLimits, 'trustedProxies'>
+  readonly outbox: Outbox
   /** PEM texts; undefined for plain HTTP. */
   readonly tls: { readonly cert: string; readonly key: string } | undefined
 }
@@ -43,6 +52,8 @@ export interface ServerOptions {
 /** The HTTP server of one process. */
 export interface HttpServer {
   readonly app: FastifyInstance
+  /** Connections that are open. */
+  connections(): number
   /** Stops listening and resolves when the last request is over. */
   close(): Promise<void>
 }
@@ -57,18 +68,30 @@ export function createServer(options: ServerOptions): HttpServer {
     running.add(work)
     return work.finally(() => running.delete(work))
   }
+  const isTls = options.tls !== undefined
+  let route: (request: IncomingMessage, response: ServerResponse) => void = () => undefined
+  const connections = new Connections(
+    { ...options.limits, trustedProxies: options.trustedProxies },
+    (request, response) => route(request, response),
+    options.metrics.met,
+  )
+  const wire: Wire = { ...options, connections, foreign: new ForeignGuard(options) }
   const app = fastify({
-    ...(options.tls === undefined ? { http: limits } : { https: { ...limits, ...options.tls } }),
+    ...(isTls ? { https: { ...limits, ...options.tls } } : { http: limits }),
     trustProxy: options.trustedProxies.length > 0 ? [...options.trustedProxies] : false,
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
     return503OnClosing: false,
     requestTimeout: 0, // T-43: a push may take hours; bodies are watched for progress instead
     keepAliveTimeout: 120_000, // T-44: longer than the clients' own
-    connectionTimeout: 0,
+    connectionTimeout: options.limits.idle, // what stands still is looked at: see Connections
     routerOptions: { maxParamLength: maxHeaderSize },
     rewriteUrl: (request: IncomingMessage) => foldPath(request.url ?? '/'),
-    clientErrorHandler: replyParserError,
+    clientErrorHandler: (error: ParserError, socket: Socket) => refuseUnread(wire, error, socket),
+    frameworkErrors: (_error: Error, request: FastifyRequest, reply: FastifyReply) => {
+      reply.hijack()
+      void track(serve(wire, request, reply.raw, 'invalid'))
+    },
   } as Parameters<typeof fastify>[0]) as unknown as FastifyInstance
 
   const bodyless = { hasBody: false, overrideExisting: true }
@@ -82,13 +105,22 @@ export function createServer(options: ServerOptions): HttpServer {
       handler: (request, reply) => {
         reply.hijack()
         const params = request.params as Record<string, string>
-        return track(serve(options, request, reply.raw, { route, params }))
+        return track(serve(wire, request, reply.raw, { route, params }))
       },
     })
   }
   app.setNotFoundHandler((request, reply) => {
     reply.hijack()
-    return track(serve(options, request, reply.raw, undefined))
+    return track(serve(wire, request, reply.raw, undefined))
+  })
+  route = app.routing
+  const server = app.server as Server
+  server.removeAllListeners('request') // Fastify's own: requests go through the connections to it
+  server.on('request', connections.take)
+  connections.watch(server, isTls)
+  server.on('connect', (_request: IncomingMessage, socket: Socket) => {
+    const refusal = new RegistryError('UNSUPPORTED', 'this is no proxy')
+    connections.afterAnswers(socket, () => refuseConnection(wire, socket, socket, refusal))
   })
   app.server.on('checkExpectation', (request: IncomingMessage, response: ServerResponse) => {
     app.server.emit('request', request, response) // RFC 9110, 10.1.1: an unknown expectation may be ignored
@@ -99,6 +131,7 @@ export function createServer(options: ServerOptions): HttpServer {
   })
   return {
     app,
+    connections: () => connections.count,
     async close() {
       // A connection that answers its last request becomes idle only then.
       const timer = setInterval(() => app.server.closeIdleConnections(), 50)
@@ -113,38 +146,32 @@ export function createServer(options: ServerOptions): HttpServer {
   }
 }
 
-/** Bytes of a connection that are counted already: it serves many requests. */
-const counted = new WeakMap<object, { in: number; out: number }>()
+/** What an answer is made with. */
+interface Wire extends ServerOptions {
+  readonly connections: Connections
+  readonly foreign: ForeignGuard
+}
+
+/** The row of the table that a request fits, if any; `invalid` for a target that cannot be read. */
+type Match = { readonly route: Route; readonly params: Record<string, string> } | 'invalid' | undefined
 
 async function serve(
-  options: ServerOptions,
+  options: Wire,
   origin: Origin & { readonly raw: IncomingMessage },
   response: ServerResponse,
-  match: { route: Route; params: Record<string, string> } | undefined,
+  match: Match,
 ): Promise<void> {
-  const { handlers, access, metrics, logger } = options
+  const { handlers, access, metrics, logger, connections } = options
   const started = performance.now()
   const request = origin.raw
   const { socket } = request
   const address = clientAddress(origin)
   let user: string | undefined
   let refusal: RegistryError | undefined
-  let isClosed = false
-  const abort = () => {
-    // A reply that waits for its turn on the connection does not see the connection go.
-    response.destroy()
-    if (!isClosed) response.emit('close')
-  }
-  socket.once('close', abort)
   response.once('close', () => {
-    isClosed = true
-    socket.off('close', abort)
-    const before = counted.get(socket) ?? { in: 0, out: 0 }
-    const now = { in: socket.bytesRead, out: socket.bytesWritten }
-    counted.set(socket, now)
     const seconds = (performance.now() - started) / 1000
-    const route = match?.route.handler ?? 'none'
-    const bytes = { bytesIn: now.in - before.in, bytesOut: now.out - before.out }
+    const route = typeof match === 'object' ? match.route.handler : 'none'
+    const bytes = connections.countBytes(socket)
     metrics.observe({
       route,
       method: request.method ?? '',
@@ -155,7 +182,10 @@ async function serve(
     logRequest(logger, request, response, { route, seconds, refusal, user, address, ...bytes })
   })
   try {
+    if (options.trustedProxies.length > 0) connections.countProxied(request, response, address)
     refuseBadHead(request)
+    options.foreign.check(request, origin)
+    if (match === 'invalid') throw new RegistryError('NAME_INVALID', 'the path is not valid')
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
     const authorized = await authorize(route, request, options, { name: params.name, address })
@@ -163,7 +193,12 @@ async function serve(
     if (authorized.target?.namespace !== undefined) {
       response.setHeader('OCI-Namespace', authorized.target.namespace) // MI-21
     }
-    const exchange = new Exchange(request, response, { params, address, ...authorized })
+    const exchange = new Exchange(request, response, {
+      params,
+      address,
+      outbox: options.outbox,
+      ...authorized,
+    })
     await withHops(request.headers.via, () => handlers[route.handler](exchange)).catch((error) => {
       const settled = settleUnknown(route, access, authorized, error)
       if (settled !== error && settled instanceof RegistryError) exchange.warn(settled.message)
@@ -174,6 +209,57 @@ async function serve(
       challengeHeader(challenge, publicAddress(origin, options.publicUrl) + tokenPath, options.service),
     )
   }
+}
+
+/** What Node's parser of HTTP or TLS found wrong. */
+type ParserError = Error & { readonly code?: string }
+
+/** What OpenSSL says of a plain HTTP request, by its method. */
+const plainHttpCodes = new Set([
+  'ERR_SSL_HTTP_REQUEST',
+  'ERR_SSL_HTTPS_PROXY_REQUEST',
+  'ERR_SSL_WRONG_VERSION_NUMBER',
+])
+
+/** Answers what is no request: in the same shape as all else, in the log, and counted. */
+function refuseUnread(wire: Wire, error: ParserError, socket: Socket): void {
+  const { code = '' } = error
+  const raw = plainHttpCodes.has(code) ? wire.connections.rawSocket(socket) : undefined
+  if (raw !== undefined) {
+    refuseConnection(
+      wire,
+      raw,
+      raw,
+      new RegistryError('REQUEST_INVALID', 'this port speaks HTTPS: use https://'),
+    )
+    return
+  }
+  if (!/^(?:HPE_|ERR_HTTP_)/.test(code)) {
+    socket.destroy() // the client has gone, or it is not TLS what came
+    return
+  }
+  wire.connections.afterAnswers(socket, () => refuseConnection(wire, socket, socket, parserRefusal(error)))
+}
+
+/** Sockets that have their refusal: what still comes on them is not read. */
+const refused = new WeakSet<Socket>()
+
+/** @param socket the one that counted the bytes; `raw` is the one to write to */
+function refuseConnection(
+  { metrics, logger, connections }: Wire,
+  socket: Socket,
+  raw: Socket,
+  refusal: RegistryError,
+): void {
+  if (refused.has(socket)) return
+  refused.add(socket)
+  const remote = plainAddress(raw.remoteAddress ?? '')
+  refuseOnSocket(raw, refusal)
+  const { bytesIn, bytesOut } = connections.countBytes(socket)
+  const { status, kind, message } = refusal
+  metrics.observe({ route: 'none', method: '', status, seconds: 0, bytesIn, bytesOut })
+  const line = { status, route: 'none', ms: 0, in: bytesIn, out: bytesOut, remote }
+  logger.info({ ...line, refused: kind, reason: message }, 'request')
 }
 
 /**

@@ -1,4 +1,3 @@
-import type { IncomingMessage } from 'node:http'
 import type { Account, Accounts } from '../auth/accounts.js'
 import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
 import { loginBasic, readBasic, wrongPassword } from '../auth/token-access.js'
@@ -6,8 +5,9 @@ import type { Tokens } from '../auth/tokens.js'
 import { RegistryError } from '../oci/errors.js'
 import type { NameResolver } from '../registry/names.js'
 import type { Audit } from './audit.js'
-import { openBody, readBody } from './body.js'
+import { withBody } from './body.js'
 import { type Exchange, hasBody } from './exchange.js'
+import type { Intake } from './intake.js'
 
 /** Characters of the rights in a token, so that the token stays below what servers and proxies take. */
 const longestAccess = 4500
@@ -27,8 +27,7 @@ export interface TokenHandlerOptions {
   readonly audit: Audit
   /** Finds the repository that a scope's name means; undefined where every name means itself. */
   readonly names: NameResolver | undefined
-  /** Milliseconds without a byte after which a body is given up. */
-  readonly idleTimeout: number
+  readonly intake: Intake
 }
 
 /** Who asks for a token. */
@@ -106,7 +105,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
 
     /** TK-30 … TK-36. */
     async postToken(exchange: Exchange): Promise<void> {
-      const form = await readForm(exchange.request, exchange, options.idleTimeout)
+      const form = await readForm(exchange, options.intake)
       const asked = {
         service: form.get('service'),
         scopes: form.getAll('scope'),
@@ -176,13 +175,9 @@ async function identify(
   return { account, secret: readBasic(value.trim())?.password ?? '' }
 }
 
-async function readForm(
-  request: IncomingMessage,
-  exchange: Exchange,
-  idleTimeout: number,
-): Promise<URLSearchParams> {
+async function readForm({ request, response }: Exchange, intake: Intake): Promise<URLSearchParams> {
   if (!hasBody(request)) return new URLSearchParams()
-  const body = openBody(request, exchange.response, idleTimeout)
   const tooLarge = () => new RegistryError('REQUEST_INVALID', 'the form is too large')
-  return new URLSearchParams((await readBody(body, largestForm, tooLarge)).toString('utf8'))
+  const how = { intake, limit: largestForm, tooLarge }
+  return withBody(request, response, how, (bytes) => new URLSearchParams(bytes.toString('utf8')))
 }

@@ -62,12 +62,15 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
       if (digestText !== null) {
         const digest = parseDigest(digestText)
         // UP-22: without a body it only announces the digest, unless that is the empty blob's.
-        if ((await hasBytes(exchange.request)) || digest === digestOf(emptyBytes, algorithmOf(digest))) {
+        if (
+          (await hasBytes(exchange.request, idleTimeout)) ||
+          digest === digestOf(emptyBytes, algorithmOf(digest))
+        ) {
           await uploads.putBlob(repository, identity.name, digest, readChunk(exchange))
           return sendCreated(exchange, digest)
         }
       }
-      await hasBytes(exchange.request) // an empty chunked body is read to its end: the connection can stay
+      await hasBytes(exchange.request, idleTimeout) // an empty chunked body is read to its end: the connection can stay
       const algorithm = query.get('digest-algorithm') ?? canonicalAlgorithm
       if (!isAlgorithm(algorithm)) {
         throw new RegistryError('DIGEST_INVALID', 'digest-algorithm must be sha256 or sha512')
