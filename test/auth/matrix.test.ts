@@ -60,7 +60,7 @@ import {
 const registry = await startRegistry(t, {
   config: {
     tags: { immutable: ['**:v*'] },
-    uploads: { maxPerRepository: 100_000 },
+    uploads: { maxPerRepository: 100_000, maxPerUser: 100_000 },
     trustedProxies: ['127.0.0.1'],
     log: { level: 'warn' },
   },
