@@ -241,7 +241,7 @@ t.test('every fault in the table has a test of its name, or says why it has none
   const rows = table(read('docs/FAULTS.md'), 'row', 'what happened', 'why not here', 'test')
   const numbers = [...range(1, 13), ...range(20, 32), ...range(50, 65)]
   t.same(
-    rows.map(([row]) => row),
+    rows.map(([row = '']) => row).filter((row) => row.startsWith('R')),
     numbers.map((number) => `R${String(number).padStart(2, '0')}`),
   )
   for (const [row = '', what = '', why = '', test = ''] of rows) {
