@@ -195,6 +195,12 @@ export const schema = z.strictObject({
       maxPerRepository: word('write a number from 1 to 1000000', (text) => readWhole(text, 1, 1_000_000))
         .prefault(1000)
         .describe('How many unfinished uploads a repository may have at a time.'),
+      maxPerUser: word('write a number from 1 to 1000000', (text) => readWhole(text, 1, 1_000_000))
+        .prefault(500)
+        .describe(
+          'How many unfinished uploads a user may have at a time, in all repositories together; who did not log in ' +
+            'counts by address.',
+        ),
       /** Bytes. */
       maxBlobSize: size('1MiB', '1024TiB')
         .prefault('1TiB')

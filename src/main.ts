@@ -26,6 +26,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   backup: async () => (await import('./commands/backup.js')).backup,
   restore: async () => (await import('./commands/restore.js')).restore,
   quota: async () => (await import('./commands/quota.js')).quota,
+  uploads: async () => (await import('./commands/uploads.js')).uploads,
   key: async () => (await import('./commands/key.js')).key,
   health: async () => (await import('./commands/health.js')).health,
 }
@@ -46,6 +47,7 @@ const usage = `Boathouse ${version}: a private Docker and OCI registry
   boathouse backup   DIR: copy everything to another folder, while the server runs
   boathouse restore  DIR | --index [SNAPSHOT]: bring a backup, or an older index, back
   boathouse quota    [--json]: what is used of each quota
+  boathouse uploads  list|cancel: unfinished uploads, and ending them
   boathouse key      rotate|list: the keys that sign logins
   boathouse health   whether the server on this machine is alive
 

@@ -155,6 +155,17 @@ export interface CollectionStore {
    */
   forgetOld(moments: { readonly undo: number; readonly history: number }, limit: number): Promise<number>
 
+  /**
+   * Removes what was prepared of a manifest that never came, if its process died.
+   * @returns whether there may be more
+   */
+  forgetDraft(now: number): Promise<boolean>
+  /**
+   * Removes the repositories that hold nothing: no blob, no manifest, nothing that can be restored, no history and no
+   * upload. Looks at `limit` of them. @returns where to go on, undefined at the end
+   */
+  forgetRepositories(after: number, limit: number): Promise<number | undefined>
+
   /** Manifests without a tag on which nobody relied since: by their own row, whatever leads to them. */
   listIdleManifests(
     after: number,

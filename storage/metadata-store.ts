@@ -49,9 +49,12 @@ export interface NewManifest {
   readonly mediaType: string
   readonly bytes: Uint8Array
   readonly children: readonly Child[]
+  /** More children: JSON arrays of them, each of a size that is written in one go (see PackedManifest). */
+  readonly packed?: readonly string[] | undefined
   readonly subject: Digest | undefined
   readonly artifactType: string | undefined
-  readonly annotations: Readonly<Record<string, string>> | undefined
+  /** A JSON object of strings. */
+  readonly annotations: string | undefined
   /** Tags that shall point at it afterwards. */
   readonly tags: readonly Tag[]
   /** Whether children that the repository does not hold are accepted. */
@@ -107,13 +110,53 @@ export interface Referrer extends ManifestHead {
   /** Place in the list, for paging. */
   readonly position: number
   readonly artifactType: string | undefined
-  readonly annotations: Readonly<Record<string, string>> | undefined
+  /** The text of a JSON object of strings, in UTF-8. */
+  readonly annotations: Uint8Array | undefined
+}
+
+/** What one reading of a referrers list may have at the most. */
+export interface ReferrerLimits {
+  readonly count: number
+  /** Bytes of annotations; a single one may have more. */
+  readonly bytes: number
+}
+
+/** Referrers in the list's order, and whether more follow. */
+export interface ReferrerPage {
+  readonly referrers: readonly Referrer[]
+  readonly more: boolean
 }
 
 /** A page of names in byte order, and whether more follow. */
 export interface Page {
   readonly names: readonly string[]
   readonly more: boolean
+}
+
+/** A session to open. */
+export type NewUpload = Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'> & {
+  /** Whose sessions are counted together; '' or nothing for those that are not. */
+  readonly source?: string
+}
+
+/** Whether a session was opened: false when its repository has too many, `source-full` when its source has. */
+export type StartResult = boolean | 'source-full' | QuotaUse
+
+/** An open session, for people. */
+export interface OpenUpload {
+  readonly id: string
+  readonly repository: RepositoryName
+  /** Who pushes it; '' for nobody who is known. */
+  readonly owner: string
+  /** Whose sessions it is counted with (see NewUpload); '' for what a mirror fetches. */
+  readonly source: string
+  /** Bytes that are stored. */
+  readonly offset: number
+  /** Milliseconds since 1970. */
+  readonly startedAt: number
+  readonly usedAt: number
+  /** Whether a request is writing to it. */
+  readonly isBusy: boolean
 }
 
 /** Totals for the metrics. */
@@ -189,12 +232,24 @@ export interface MetadataStore {
 
   // Upload sessions
 
-  /** Opens a session, unless the repository has `limit` open ones, or a quota of it is used up: then gives that. */
-  startUpload(
-    upload: Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'>,
-    limit: number,
-    now: number,
-  ): Promise<boolean | QuotaUse>
+  /**
+   * Opens a session, unless the repository has `limit` open ones, its source has `ofSource` in all repositories, or a
+   * quota is used up: then gives that.
+   */
+  startUpload(upload: NewUpload, limit: number, now: number, ofSource?: number): Promise<StartResult>
+  /**
+   * Ends the session that nobody used for longest, of a source or, in a repository, of the source that has most there:
+   * if there is one that nobody used since `before` or is writing to.
+   * @returns its id; its bytes are the caller's to remove
+   */
+  endIdleUpload(
+    by: { readonly source: string } | { readonly repository: RepositoryName },
+    before: number,
+  ): Promise<string | undefined>
+  /** Open sessions behind this id, in the order of their ids. */
+  listUploads(after: string, limit: number): Promise<OpenUpload[]>
+  /** Ends a session, whoever is writing to it: that one gets an error. @returns false when there is none */
+  cancelUpload(id: string): Promise<boolean>
   findUpload(id: string): Promise<Upload | undefined>
   /**
    * Takes the upload's turn: until it is given back nobody else appends to it, on any worker. The turn dies
@@ -262,14 +317,17 @@ export interface MetadataStore {
    * in their name: an equal name first, then names that begin with it, then others.
    */
   searchRepositories(prefixes: readonly string[], text: string, limit: number): Promise<RepositoryName[]>
-  /** Manifests of the repository whose subject is this one, oldest first. */
+  /**
+   * Manifests of the repository whose subject is this one, oldest first, up to the limits. What is beyond them is
+   * not read.
+   */
   listReferrers(
     repository: RepositoryName,
     subject: Digest,
     artifactTypes: readonly string[],
     after: number,
-    limit: number,
-  ): Promise<Referrer[]>
+    most: ReferrerLimits,
+  ): Promise<ReferrerPage>
 
   // Operation
 

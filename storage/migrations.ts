@@ -371,6 +371,36 @@ const migrations: readonly Migration[] = [
       ALTER TABLE tag_history ADD COLUMN token_id TEXT;
     `,
   },
+  {
+    // The edges of a manifest with many may come before it: so they have no foreign key, and go by a trigger.
+    version: 12,
+    sql: `
+      CREATE TABLE manifest_draft (
+        id INTEGER PRIMARY KEY,
+        repository_id INTEGER NOT NULL REFERENCES repository (id),
+        began_at INTEGER NOT NULL
+      ) STRICT;
+
+      ALTER TABLE manifest_child RENAME TO old_child;
+      DROP INDEX manifest_child_by_manifest;
+      CREATE TABLE manifest_child (
+        repository_id INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        manifest_id INTEGER NOT NULL,
+        role TEXT NOT NULL CHECK (role IN ('blob', 'manifest')),
+        PRIMARY KEY (repository_id, digest, manifest_id)
+      ) STRICT, WITHOUT ROWID;
+      INSERT INTO manifest_child SELECT repository_id, digest, manifest_id, role FROM old_child;
+      DROP TABLE old_child;
+      CREATE INDEX manifest_child_by_manifest ON manifest_child (manifest_id);
+      CREATE TRIGGER manifest_removed AFTER DELETE ON manifest BEGIN
+        DELETE FROM manifest_child WHERE manifest_id = old.id;
+      END;
+
+      ALTER TABLE upload ADD COLUMN source TEXT NOT NULL DEFAULT '';
+      CREATE INDEX upload_by_source ON upload (source, used_at) WHERE source <> '';
+    `,
+  },
 ]
 
 /** The schema that this version of the program reads and writes. */

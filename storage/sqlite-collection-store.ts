@@ -15,6 +15,7 @@ import type {
 import { toStorageError } from './errors.js'
 import { explainDigest, prepareFacts } from './sqlite-collection-facts.js'
 import { manifestUsedAt, neededBlob, neededLink, prepareRemoval } from './sqlite-collection-operations.js'
+import { prepareEmptyQueries } from './sqlite-empty-operations.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
 
@@ -64,6 +65,7 @@ function prepareWalks(db: Database) {
        ORDER BY l.repository_id, l.blob_id`,
     )
   return {
+    repositories: prepareEmptyQueries(db),
     manifestPageEnd: db.prepare<[number, number], number | null>(pageEnd('manifest')).pluck(),
     idleManifests: db.prepare<Window, Omit<IdleManifest, 'isMirrored'> & { mirror: string | null }>(
       `SELECT m.id, r.name AS repository, r.mirror, ${manifestUsedAt} AS usedAt
@@ -155,6 +157,18 @@ export class SqliteCollectionStore implements CollectionStore {
 
   forgetOld(...args: Parameters<CollectionStore['forgetOld']>): Promise<number> {
     return this.#writer.run('forgetOld', ...args)
+  }
+
+  async forgetDraft(now: number): Promise<boolean> {
+    const id = await this.#writer.run('findOldDraft', now)
+    return id !== undefined && ((await this.#writer.run('dropDraft', id)) || true)
+  }
+
+  async forgetRepositories(after: number, limit: number): Promise<number | undefined> {
+    const rows = await this.#read((queries) => queries.repositories.all({ after, limit }))
+    const empty = rows.filter(({ isEmpty }) => isEmpty === 1).map(({ id }) => id)
+    if (empty.length > 0) await this.#writer.run('removeRepositories', empty)
+    return rows.length < limit ? undefined : rows.at(-1)?.id
   }
 
   listIdleManifests(

@@ -1,6 +1,5 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
-import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import { matchesTag } from '../src/oci/tag-pattern.js'
 import type {
@@ -12,6 +11,8 @@ import type {
   PutManifestResult,
 } from './metadata-store.js'
 import { prepareRepositoryId } from './sqlite-blob-operations.js'
+import { prepareCheckChildren } from './sqlite-children.js'
+import { type DraftedManifest, nextManifestId } from './sqlite-drafts.js'
 import { prepareBurial, prepareHistory } from './sqlite-history-operations.js'
 
 /** Manifests and tags. */
@@ -20,8 +21,8 @@ export function prepareManifests(db: Database) {
   // The same digest again brings its bytes again: where they were damaged, that mends them.
   const insert = db.prepare<unknown[], { id: number; createdAt: number }>(
     `INSERT INTO manifest
-         (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+         (id, repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
+       VALUES (coalesce(?, ${nextManifestId}), ?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (repository_id, digest) DO UPDATE SET
          media_type = excluded.media_type, size = excluded.size, subject = excluded.subject,
          artifact_type = excluded.artifact_type, annotations = excluded.annotations, bytes = excluded.bytes
@@ -31,6 +32,7 @@ export function prepareManifests(db: Database) {
     `INSERT INTO manifest_child (repository_id, digest, manifest_id, role) VALUES (?, ?, ?, ?)
      ON CONFLICT DO NOTHING`,
   )
+  const closeDraft = db.prepare('DELETE FROM manifest_draft WHERE id = ?')
   const setTag = db.prepare(
     `INSERT INTO tag (repository_id, name, manifest_id, updated_at) VALUES (?, ?, ?, ?)
      ON CONFLICT (repository_id, name)
@@ -102,7 +104,7 @@ export function prepareManifests(db: Database) {
 
   return {
     /** @param beforeStore is called when nothing is in the way any more */
-    putManifest(manifest: NewManifest, beforeStore?: () => void): PutManifestResult {
+    putManifest(manifest: DraftedManifest, beforeStore?: () => void): PutManifestResult {
       const { digest, now } = manifest
       const repository = repositoryId(manifest.repository, now)
       if (!holds(manifest.condition, currentDigest(repository, manifest))) {
@@ -117,21 +119,22 @@ export function prepareManifests(db: Database) {
       if (refusal !== undefined) return refusal
       beforeStore?.()
       const stored = insert.get(
+        manifest.draft ?? null,
         repository,
         digest,
         manifest.mediaType,
         manifest.bytes.byteLength,
         manifest.subject ?? null,
         manifest.artifactType ?? null,
-        manifest.subject === undefined || manifest.annotations === undefined
-          ? null
-          : JSON.stringify(manifest.annotations),
+        manifest.subject === undefined ? null : (manifest.annotations ?? null),
         now,
         manifest.bytes,
       )
       if (stored === undefined) throw new Error('a manifest that was put has no row')
       const { id } = stored
       if (stored.createdAt !== now) lease.run(id, now)
+      // Where the manifest was here already, with edges of its own, those of the draft are dropped.
+      if (manifest.draft === id && closeDraft.run(id).changes === 0) throw new Error('the draft is gone')
       for (const child of manifest.children) insertChild.run(repository, child.digest, id, child.role)
       for (const tag of manifest.tags) moveTag(repository, tag, id, manifest)
       return { outcome: 'stored' }
@@ -245,44 +248,6 @@ function prepareCheckType(db: Database) {
     const tag = findImmutable(manifest.repository, digest, manifest.immutable)
     return tag === undefined ? undefined : refuse(tag)
   }
-}
-
-/** Compares a manifest's children with what the repository holds, all with one SELECT. */
-function prepareCheckChildren(db: Database) {
-  const sizes = db.prepare<
-    { repository: number; digests: string },
-    { digest: Digest; blob: number | null; manifest: number | null }
-  >(
-    `SELECT c.value AS digest,
-       (SELECT b.size FROM blob b JOIN blob_link l ON l.blob_id = b.id
-        WHERE b.digest = c.value AND b.damage IS NULL AND l.repository_id = :repository) AS blob,
-       (SELECT m.size FROM manifest m
-        WHERE m.repository_id = :repository AND m.digest = c.value) AS manifest
-     FROM json_each(:digests) c`,
-  )
-
-  return function check(repository: number, manifest: NewManifest): PutManifestResult | undefined {
-    const required = manifest.children.filter((child) => child.required)
-    if (required.length === 0) return undefined
-    const digests = JSON.stringify([...new Set(required.map((child) => child.digest))])
-    const held = new Map(sizes.all({ repository, digests }).map((row) => [row.digest, row]))
-    const missing = new Set<Digest>()
-    for (const child of required) {
-      const size = heldSize(child, held.get(child.digest))
-      if (size === undefined) missing.add(child.digest)
-      else if (size !== child.size) return { outcome: 'wrong-size', digest: child.digest, size }
-    }
-    if (missing.size === 0 || manifest.sparse) return undefined
-    return { outcome: 'missing', digests: [...missing] }
-  }
-}
-
-function heldSize(
-  child: Child,
-  row: { blob: number | null; manifest: number | null } | undefined,
-): number | undefined {
-  const size = child.role === 'manifest' ? (row?.manifest ?? row?.blob) : row?.blob
-  return size ?? undefined
 }
 
 function isImmutable(tag: Tag, patterns: readonly string[]): boolean {

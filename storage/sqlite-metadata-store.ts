@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises'
 import Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Reference, RepositoryName } from '../src/oci/reference.js'
+import { Turns } from '../src/oci/turns.js'
 import type { AccessStore } from './access-store.js'
 import type { CollectionStore } from './collection-store.js'
 import { errorCode, toStorageError } from './errors.js'
@@ -11,9 +12,11 @@ import type {
   ManifestHead,
   MetadataStore,
   NewManifest,
+  OpenUpload,
   Page,
   PutManifestResult,
-  Referrer,
+  ReferrerLimits,
+  ReferrerPage,
   StoredManifest,
   Totals,
   TurnResult,
@@ -26,10 +29,12 @@ import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase, openForReading } from './sqlite-connection.js'
+import { putInTurns } from './sqlite-drafts.js'
 import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
 import { SqliteQuotaStore } from './sqlite-quota-store.js'
-import { afterNames, prepareSearch } from './sqlite-search.js'
+import { collectReferrers, prepareReferrers } from './sqlite-referrers.js'
+import { prepareNames, searchNames, walkNames } from './sqlite-search.js'
 import { SqliteTagStore } from './sqlite-tag-store.js'
 import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
@@ -118,6 +123,9 @@ export async function openSqliteMetadataStore(options: WriterOptions): Promise<M
   return (await openSqliteStores(options)).metadata
 }
 
+/** Tags that are read at once: a millisecond's worth. */
+const tagsAtOnce = 1000
+
 type ManifestRow = { digest: Digest; mediaType: string; size: number; bytes: Uint8Array }
 type HeadRow = Omit<ManifestRow, 'bytes'>
 
@@ -158,6 +166,11 @@ function prepareQueries(db: Database.Database) {
       )
       .pluck(),
     upload: db.prepare<[string], UploadRow>(`SELECT ${uploadColumns} FROM upload WHERE id = ?`),
+    uploads: db.prepare<[string, number], Omit<OpenUpload, 'isBusy'> & { isBusy: number }>(
+      `SELECT id, repository, owner, source, offset, started_at AS startedAt, used_at AS usedAt,
+         holder IS NOT NULL AS isBusy
+       FROM upload WHERE id > ? ORDER BY id LIMIT ?`,
+    ),
     hasRepository: db
       .prepare<[string], number>(
         'SELECT 1 FROM repository r WHERE r.name = ? AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)',
@@ -177,23 +190,8 @@ function prepareQueries(db: Database.Database) {
          WHERE r.name = ? AND t.name > ? ORDER BY t.name LIMIT ?`,
       )
       .pluck(),
-    repositories: db
-      .prepare<{ from: string; end: string; after: string; limit: number }, string>(
-        `SELECT name FROM repository r WHERE name >= :from AND name < :end AND name <> :after
-         AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id) ORDER BY name LIMIT :limit`,
-      )
-      .pluck(),
-    search: prepareSearch(db),
-    referrers: db.prepare<
-      { repository: string; subject: string; types: string | null; after: number; limit: number },
-      HeadRow & { position: number; artifactType: string | null; annotations: string | null }
-    >(
-      `SELECT ${headColumns}, m.id AS position, m.artifact_type AS artifactType, m.annotations AS annotations
-       FROM repository r JOIN manifest m ON m.repository_id = r.id
-       WHERE r.name = :repository AND m.subject = :subject AND m.id > :after
-         AND (:types IS NULL OR m.artifact_type IN (SELECT value FROM json_each(:types)))
-       ORDER BY m.id LIMIT :limit`,
-    ),
+    names: prepareNames(db),
+    referrers: prepareReferrers(db),
     totals: db.prepare<[], Omit<Totals, 'metadataBytes'>>(
       `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
          c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
@@ -266,6 +264,20 @@ class SqliteMetadataStore implements MetadataStore {
 
   startUpload(...args: Parameters<MetadataStore['startUpload']>): ReturnType<MetadataStore['startUpload']> {
     return this.#writer.run('startUpload', ...args)
+  }
+
+  endIdleUpload(...args: Parameters<MetadataStore['endIdleUpload']>): Promise<string | undefined> {
+    return this.#writer.run('endIdleUpload', ...args)
+  }
+
+  listUploads(after: string, limit: number): Promise<OpenUpload[]> {
+    return this.#read((queries) =>
+      queries.uploads.all(after, limit).map((row) => ({ ...row, isBusy: row.isBusy === 1 })),
+    )
+  }
+
+  cancelUpload(id: string): Promise<boolean> {
+    return this.#writer.run('cancelUpload', id)
   }
 
   findUpload(id: string): Promise<Upload | undefined> {
@@ -341,7 +353,7 @@ class SqliteMetadataStore implements MetadataStore {
   }
 
   putManifest(manifest: NewManifest): Promise<PutManifestResult> {
-    return this.#writer.run('putManifest', manifest)
+    return putInTurns(this.#writer, manifest, (drafted) => this.#writer.run('putManifest', drafted))
   }
 
   deleteTag(...args: Parameters<MetadataStore['deleteTag']>): Promise<DeleteResult> {
@@ -352,19 +364,34 @@ class SqliteMetadataStore implements MetadataStore {
     return this.#writer.run('deleteManifest', ...args)
   }
 
-  listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {
-    return this.#read((queries) => toPage(queries.tags.all(repository, after, limit + 1), limit))
+  async listTags(repository: RepositoryName, after: string, limit: number): Promise<Page> {
+    const names: string[] = []
+    const turns = new Turns()
+    for (let last = after; names.length <= limit; last = names.at(-1) ?? last) {
+      const most = Math.min(limit + 1 - names.length, tagsAtOnce)
+      const found = await this.#read((queries) => queries.tags.all(repository, last, most))
+      names.push(...found)
+      if (found.length < most) break
+      await turns.rest()
+    }
+    return toPage(names, limit)
   }
 
-  listRepositories(prefix: string, after: string, limit: number): Promise<Page> {
-    const [from, end] = [after > prefix ? after : prefix, `${prefix}${afterNames}`]
-    return this.#read((queries) =>
-      toPage(queries.repositories.all({ from, end, after, limit: limit + 1 }), limit),
-    )
+  async listRepositories(prefix: string, after: string, limit: number): Promise<Page> {
+    const names: string[] = []
+    for await (const found of this.#walkNames(prefix, after)) {
+      names.push(...found)
+      if (names.length > limit) break
+    }
+    return toPage(names, limit)
   }
 
   searchRepositories(prefixes: readonly string[], text: string, limit: number): Promise<RepositoryName[]> {
-    return this.#read((queries) => queries.search(prefixes, text.toLowerCase(), limit))
+    return searchNames({ prefixes, text: text.toLowerCase(), limit }, (prefix) => this.#walkNames(prefix, ''))
+  }
+
+  #walkNames(prefix: string, after: string): AsyncGenerator<RepositoryName[]> {
+    return walkNames(prefix, after, (range) => this.#read((queries) => queries.names.all(range)))
   }
 
   listReferrers(
@@ -372,15 +399,11 @@ class SqliteMetadataStore implements MetadataStore {
     subject: Digest,
     artifactTypes: readonly string[],
     after: number,
-    limit: number,
-  ): Promise<Referrer[]> {
+    most: ReferrerLimits,
+  ): Promise<ReferrerPage> {
     const types = artifactTypes.length === 0 ? null : JSON.stringify(artifactTypes)
-    return this.#read((queries) =>
-      queries.referrers.all({ repository, subject, types, after, limit }).map((row) => ({
-        ...row,
-        artifactType: row.artifactType ?? undefined,
-        annotations: row.annotations === null ? undefined : JSON.parse(row.annotations),
-      })),
+    return collectReferrers({ repository, subject, types, after, most }, (use) =>
+      this.#read((queries) => use(queries.referrers)),
     )
   }
 

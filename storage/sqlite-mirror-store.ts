@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type Database from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
-import type { StoredManifest } from './metadata-store.js'
+import type { NewManifest, StoredManifest } from './metadata-store.js'
 import {
   type Fill,
   type MirroredBlob,
@@ -14,6 +14,7 @@ import {
   syncHolder,
 } from './mirror-store.js'
 import { releaseDeadCollector } from './sqlite-collection-store.js'
+import { putInTurns } from './sqlite-drafts.js'
 import type { Lock } from './sqlite-lock.js'
 import { isRepositoryUsed } from './sqlite-mirror-operations.js'
 import { lockSync, releaseDeadSync } from './sqlite-sync-lock.js'
@@ -130,8 +131,8 @@ export class SqliteMirrorStore implements MirrorStore {
     })
   }
 
-  putMirrored(...args: Parameters<MirrorStore['putMirrored']>): ReturnType<MirrorStore['putMirrored']> {
-    return this.#writer.run('putMirrored', ...args)
+  putMirrored(manifest: NewManifest, mirror: string): ReturnType<MirrorStore['putMirrored']> {
+    return putInTurns(this.#writer, manifest, (drafted) => this.#writer.run('putMirrored', drafted, mirror))
   }
 
   noteTagChecked(...args: Parameters<MirrorStore['noteTagChecked']>): Promise<boolean> {

@@ -1,12 +1,14 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
-import type { NewManifest, PutManifestResult } from './metadata-store.js'
+import type { PutManifestResult, StartResult } from './metadata-store.js'
 import { fillOwner, syncHolder } from './mirror-store.js'
 import type { QuotaUse } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
+import { type DraftedManifest, prepareDrafts } from './sqlite-drafts.js'
+import { prepareEmptyRepositories } from './sqlite-empty-operations.js'
 import { prepareIntegrity } from './sqlite-integrity-operations.js'
 import { prepareManifests } from './sqlite-manifest-operations.js'
 import { prepareMirrorOperations } from './sqlite-mirror-operations.js'
@@ -38,7 +40,13 @@ export const volatileOperations: ReadonlySet<string> = new Set<keyof Operations>
   // CollectionStore.syncCondemned).
   'removeManifests',
   'removeLinks',
+  'removeRepositories',
   'forgetOld',
+  // The manifest that comes after them carries them along.
+  'openDraft',
+  'draftChildren',
+  'dropDraft',
+  'endIdleUpload',
   'condemnBlobs',
   'condemnFiles',
   'claimCondemned',
@@ -76,6 +84,10 @@ export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>(
   'releaseServerTurns',
   'removeUpload',
   'expireUploads',
+  'cancelUpload',
+  'endIdleUpload',
+  'dropDraft',
+  'removeRepositories',
   'forgetOld',
   'removeManifests',
   'removeLinks',
@@ -99,6 +111,29 @@ export const releasingOperations: ReadonlySet<string> = new Set<keyof Operations
   'releaseLease',
 ])
 
+/** An operation that was refused: it is undone, and its answer is this value. */
+export class Refused {
+  readonly value: unknown
+
+  constructor(value: unknown) {
+    this.value = value
+  }
+}
+
+/** What is refused leaves nothing behind, not even the name of its repository (S102). */
+function orNothing<Args extends readonly unknown[], R>(
+  run: (...args: Args) => R,
+  isDone: (value: R) => boolean,
+): (...args: Args) => R {
+  return (...args) => {
+    const value = run(...args)
+    if (isDone(value)) return value
+    throw new Refused(value)
+  }
+}
+
+const isStored = ({ outcome }: { readonly outcome: string }) => outcome === 'stored'
+
 export function prepareOperations(db: Database) {
   const uploads = prepareUploads(db)
   const blobs = prepareBlobs(db)
@@ -116,6 +151,7 @@ export function prepareOperations(db: Database) {
     repositoryId: prepareRepositoryId(db),
   })
   const { findExcess, recount, ...quotas } = prepareQuotas(db)
+  const { removeRepositories, forgetMirrored } = prepareEmptyRepositories(db)
 
   /** What is pushed is its owner's from that moment: whatever a mirror has filled before, it is a mirror's no longer. */
   function own(repository: RepositoryName): void {
@@ -132,23 +168,30 @@ export function prepareOperations(db: Database) {
     ...prepareCollection(db),
     ...prepareIntegrity(db),
     ...prepareTags(db),
+    ...prepareDrafts(db),
     ...mirrors,
     ...quotas,
+    removeRepositories,
 
-    startUpload(...args: Parameters<typeof uploads.startUpload>): boolean | QuotaUse {
-      return findExcess(args[0].repository, 1) ?? uploads.startUpload(...args)
-    },
+    startUpload: orNothing(
+      (...args: Parameters<typeof uploads.startUpload>): StartResult =>
+        findExcess(args[0].repository, 1) ?? uploads.startUpload(...args),
+      (started) => started === true,
+    ),
 
-    mountBlob(...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse {
-      const [repository, digest, from] = args
-      const size = blobs.sizeToLink(repository, digest, from)
-      const isOwn = mirrorOf(repository) === undefined
-      const excess = size === undefined && isOwn ? undefined : findExcess(repository, size ?? 0)
-      if (excess !== undefined) return excess
-      const isMounted = blobs.mountBlob(...args)
-      if (isMounted) own(repository)
-      return isMounted
-    },
+    mountBlob: orNothing(
+      (...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse => {
+        const [repository, digest, from] = args
+        const size = blobs.sizeToLink(repository, digest, from)
+        const isOwn = mirrorOf(repository) === undefined
+        const excess = size === undefined && isOwn ? undefined : findExcess(repository, size ?? 0)
+        if (excess !== undefined) return excess
+        const isMounted = blobs.mountBlob(...args)
+        if (isMounted) own(repository)
+        return isMounted
+      },
+      (mounted) => mounted === true,
+    ),
 
     ownBlob(repository: RepositoryName, digest: Digest, now: number): number | undefined | QuotaUse {
       const excess = mirrorOf(repository) === undefined ? undefined : findExcess(repository, 0)
@@ -158,13 +201,23 @@ export function prepareOperations(db: Database) {
       return size
     },
 
-    putManifest(manifest: NewManifest): PutManifestResult {
+    putManifest: orNothing((manifest: DraftedManifest): PutManifestResult => {
       const isNew = !manifests.hasManifest(manifest.repository, manifest.digest)
       const isOwn = mirrorOf(manifest.repository) === undefined
       const bytes = isNew ? manifest.bytes.byteLength : 0
       const excess = isNew || !isOwn ? findExcess(manifest.repository, bytes) : undefined
       if (excess !== undefined) return { outcome: 'over-quota', excess }
       return manifests.putManifest(manifest, () => own(manifest.repository))
+    }, isStored),
+
+    putMirrored: orNothing(mirrors.putMirrored, isStored),
+
+    takeFill: orNothing(mirrors.takeFill, (taken) => typeof taken === 'object'),
+
+    removeUpload(id: string, holder: string | undefined): boolean {
+      const repository = uploads.removeUpload(id, holder)
+      if (repository !== undefined) forgetMirrored(repository)
+      return repository !== undefined
     },
 
     /** Whoever begins with this text is dead: what it held is free. */

@@ -2,6 +2,7 @@ import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName, Tag } from '../src/oci/reference.js'
 import { matchesTag } from '../src/oci/tag-pattern.js'
+import { nextManifestId } from './sqlite-drafts.js'
 import { prepareHistory } from './sqlite-history-operations.js'
 import type { Restoration, RestoreResult, TagFacts } from './tag-store.js'
 
@@ -156,8 +157,8 @@ function prepareRevival(db: Database) {
   const insert = db
     .prepare<[number], number>(
       `INSERT INTO manifest
-         (repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
-       SELECT repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes
+         (id, repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes)
+       SELECT ${nextManifestId}, repository_id, digest, media_type, size, subject, artifact_type, annotations, created_at, bytes
        FROM deleted_manifest WHERE id = ? RETURNING id`,
     )
     .pluck()

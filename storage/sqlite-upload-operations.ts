@@ -1,7 +1,7 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
-import type { TurnResult, Upload } from './metadata-store.js'
+import type { NewUpload, TurnResult, Upload } from './metadata-store.js'
 
 /** A row of `upload` as the driver reads it. */
 export interface UploadRow {
@@ -24,9 +24,35 @@ export function toUpload(row: UploadRow): Upload {
 export function prepareUploads(db: Database) {
   const count = db.prepare<[string], number>('SELECT count(*) FROM upload WHERE repository = ?').pluck()
   const insert = db.prepare(
-    `INSERT INTO upload (id, repository, owner, algorithm, offset, started_at, used_at)
-     VALUES (?, ?, ?, ?, 0, ?, ?)`,
+    `INSERT INTO upload (id, repository, owner, source, algorithm, offset, started_at, used_at)
+     VALUES (?, ?, ?, ?, ?, 0, ?, ?)`,
   )
+  const countOf = db
+    .prepare<[string, number], number>(
+      "SELECT count(*) FROM (SELECT 1 FROM upload WHERE source = ? AND source <> '' LIMIT ?)",
+    )
+    .pluck()
+  const endIdleOf = db
+    .prepare<{ source: string; before: number }, string>(
+      `DELETE FROM upload WHERE id = (
+         SELECT id FROM upload WHERE source = :source AND source <> '' AND holder IS NULL AND used_at < :before
+         ORDER BY used_at LIMIT 1) RETURNING id`,
+    )
+    .pluck()
+  // Of whoever has most of them, so that nobody's crowd takes others' places.
+  const endIdleIn = db
+    .prepare<{ repository: string; before: number }, string>(
+      `WITH idle AS MATERIALIZED (
+         SELECT id, source, used_at FROM upload
+         WHERE repository = :repository AND source <> '' AND holder IS NULL AND used_at < :before)
+       DELETE FROM upload WHERE id = (
+         SELECT id FROM idle WHERE source = (SELECT source FROM idle GROUP BY source ORDER BY count(*) DESC LIMIT 1)
+         ORDER BY used_at LIMIT 1) RETURNING id`,
+    )
+    .pluck()
+  const cancel = db
+    .prepare<[string], RepositoryName>('DELETE FROM upload WHERE id = ? RETURNING repository')
+    .pluck()
   const exists = db.prepare('SELECT 1 FROM upload WHERE id = ?').pluck()
   const take = db.prepare<[string, string | null, string], UploadRow>(
     `UPDATE upload SET holder = ?, finishing = ? WHERE id = ? AND holder IS NULL RETURNING ${uploadColumns}`,
@@ -44,7 +70,11 @@ export function prepareUploads(db: Database) {
      WHERE holder >= :prefix AND substr(holder, 1, length(:prefix)) = :prefix
        AND (:except = '' OR substr(holder, 1, length(:except)) <> :except)`,
   )
-  const remove = db.prepare('DELETE FROM upload WHERE id = ? AND holder IS ?')
+  const remove = db
+    .prepare<[string, string | null], RepositoryName>(
+      'DELETE FROM upload WHERE id = ? AND holder IS ? RETURNING repository',
+    )
+    .pluck()
   const findFinishing = db.prepare<
     [string, string, string],
     { readonly repository: RepositoryName; readonly owner: string }
@@ -59,13 +89,27 @@ export function prepareUploads(db: Database) {
 
   return {
     startUpload(
-      upload: Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'>,
+      upload: NewUpload,
       limit: number,
       now: number,
-    ): boolean {
-      if (Number(count.get(upload.repository)) >= limit) return false
-      insert.run(upload.id, upload.repository, upload.owner, upload.algorithm, now, now)
+      ofSource = Number.MAX_SAFE_INTEGER,
+    ): boolean | 'source-full' {
+      const { id, repository, owner, source = '', algorithm } = upload
+      if (Number(countOf.get(source, ofSource)) >= ofSource) return 'source-full'
+      if (Number(count.get(repository)) >= limit) return false
+      insert.run(id, repository, owner, source, algorithm, now, now)
       return true
+    },
+
+    endIdleUpload(
+      by: { source: string } | { repository: RepositoryName },
+      before: number,
+    ): string | undefined {
+      return 'source' in by ? endIdleOf.get({ ...by, before }) : endIdleIn.get({ ...by, before })
+    },
+
+    cancelUpload(id: string): boolean {
+      return cancel.get(id) !== undefined
     },
 
     /** With a digest: the condemning or quarantine of that blob and this exclude each other, whichever comes first. */
@@ -94,8 +138,9 @@ export function prepareUploads(db: Database) {
       releaseAll.run({ prefix, except })
     },
 
-    removeUpload(id: string, holder: string | undefined): boolean {
-      return remove.run(id, holder ?? null).changes === 1
+    /** @returns its repository, when there was one */
+    removeUpload(id: string, holder: string | undefined): RepositoryName | undefined {
+      return remove.get(id, holder ?? null)
     },
 
     expireUploads(before: number, limit: number): string[] {

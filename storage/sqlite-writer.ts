@@ -2,7 +2,7 @@ import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import type { Database } from 'better-sqlite3'
 import { indexErrorCode } from './file-room.js'
 import { openDatabase } from './sqlite-connection.js'
-import { type Operations, prepareOperations, volatileOperations } from './sqlite-operations.js'
+import { type Operations, prepareOperations, Refused, volatileOperations } from './sqlite-operations.js'
 
 /** One operation on its way to the writer thread. */
 export interface WriteRequest {
@@ -56,7 +56,7 @@ function serve(port: MessagePort, db: Database): void {
       if (!db.inTransaction) throw error // SQLite gave the whole transaction up (disk full, I/O error)
       undo.run()
       release.run()
-      return failure(error)
+      return error instanceof Refused ? { ok: true, value: error.value } : failure(error)
     }
   }
 

@@ -75,7 +75,7 @@ t.test('with nothing configured, the defaults hold', async (t) => {
     retention: { schedule: '0 4 * * *', rules: [] },
     tags: { immutable: [], history: 90 * 86_400_000 },
     log: { level: 'info', format: 'auto' },
-    uploads: { expireAfter: 24 * 3_600_000, maxPerRepository: 1000, maxBlobSize: 1024 ** 4 },
+    uploads: { expireAfter: 24 * 3_600_000, maxPerRepository: 1000, maxPerUser: 500, maxBlobSize: 1024 ** 4 },
     gc: { interval: 900_000, grace: 24 * 3_600_000 },
     verify: { rate: 50 * 1024 ** 2, schedule: '30 3 1 * *' },
     snapshots: { interval: 3_600_000, keep: 24 },
@@ -212,6 +212,7 @@ const others: Record<string, { text: string; value: unknown }> = {
   'log.format': { text: 'json', value: 'json' },
   'uploads.expireAfter': { text: '15m', value: 900_000 },
   'uploads.maxPerRepository': { text: '12', value: 12 },
+  'uploads.maxPerUser': { text: '13', value: 13 },
   'gc.interval': { text: '1h', value: 3_600_000 },
   'gc.grace': { text: '2s', value: 2000 },
   'gc.untagged': { text: '7d', value: 7 * 86_400_000 },
@@ -263,6 +264,7 @@ const variables: Record<string, string> = {
   'log.format': 'BOATHOUSE_LOG_FORMAT',
   'uploads.expireAfter': 'BOATHOUSE_UPLOADS_EXPIRE_AFTER',
   'uploads.maxPerRepository': 'BOATHOUSE_UPLOADS_MAX_PER_REPOSITORY',
+  'uploads.maxPerUser': 'BOATHOUSE_UPLOADS_MAX_PER_USER',
   'gc.interval': 'BOATHOUSE_GC_INTERVAL',
   'gc.grace': 'BOATHOUSE_GC_GRACE',
   'gc.untagged': 'BOATHOUSE_GC_UNTAGGED',
@@ -542,6 +544,7 @@ t.test('each setting refuses what lies outside its bounds', async (t) => {
     'snapshots.interval': ['99ms', '25d', 'never', '~'],
     'snapshots.keep': ['-1', '1001', 'all', '~'],
     'uploads.maxPerRepository': ['0', '1000001', '1.5', 'all', '~'],
+    'uploads.maxPerUser': ['0', '1000001', '1.5', 'all', '~'],
     'uploads.maxBlobSize': ['1', 'huge', '~'],
     'manifests.sparse': ['{a: b}', '[1]', '[[a]]', 'true', '5', '[""]', 'team/App', '~'],
     'proxy.http': [
@@ -762,7 +765,7 @@ t.test('a setting written twice is a fault with both lines', async (t) => {
 t.test('a section that is not one, and a file without settings', async (t) => {
   for (const value of ['1h', '[]', '[1h]', '5', 'false']) {
     t.strictSame(faultsOf(t, { yaml: `uploads: ${value}` }), [
-      'uploads in boathouse.yaml is not a section: write expireAfter, maxPerRepository, maxBlobSize on lines below it.',
+      'uploads in boathouse.yaml is not a section: write expireAfter, maxPerRepository, maxPerUser, maxBlobSize on lines below it.',
     ])
   }
   for (const yaml of ['- workers: 1', 'workers', '5']) {

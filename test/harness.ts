@@ -152,6 +152,19 @@ export interface Server {
   faults: string[]
 }
 
+const loopWatch = new URL('./loop-watch.js', import.meta.url)
+const stalls: string[] = []
+process.on('exit', () => {
+  if (stalls.length === 0) return
+  process.stderr.write(`# the event loop of a server stood still (S98)\n${stalls.join('')}`)
+  process.exitCode = 1
+})
+
+/** What makes a server write down where its event loop stood still; that fails the test file when it ends. */
+function watchTheLoop(stallFile: string): Record<string, string> {
+  return { NODE_OPTIONS: `--import=${loopWatch.href}`, LOOP_WATCH: stallFile }
+}
+
 /** The command line of the server as a list. */
 function serverCommand(...args: string[]): string[] {
   return [process.execPath, mainScript, ...args]
@@ -214,8 +227,9 @@ export async function startServer(t: Test, options: ServerOptions = {}): Promise
     ...['--listen', `127.0.0.1:${options.port ?? 0}`, '--data', data, ...(options.args ?? [])],
   ]
   const [command = '', ...rest] = words
+  const stallFile = join(scratch, `stalls-${number}`)
   const child = spawn(command, rest, {
-    env: serverEnv(options.env),
+    env: serverEnv({ ...watchTheLoop(stallFile), ...options.env }),
     stdio: ['ignore', 'pipe', 'pipe'],
     detached: true,
   })
@@ -236,6 +250,7 @@ export async function startServer(t: Test, options: ServerOptions = {}): Promise
   t.teardown(async () => {
     killGroup(child, 'SIGKILL')
     await exited
+    if (existsSync(stallFile)) stalls.push(`${t.fullname}:\n${readFileSync(stallFile, 'utf8')}`)
   })
 
   let ended: Exit | undefined

@@ -13,8 +13,8 @@ const largestPage = 10_000
 /** Bytes of a referrers page: containerd, oras and podman read about 4 MiB (protocol RF-07). */
 const largestReferrersPage = 4_000_000
 
-/** Referrers that are read from the store at once: each may carry megabytes of annotations. */
-const referrersBatch = 16
+/** Referrers that are read from the store at once. */
+const referrersBatch = 100
 
 /** Tags, catalog and referrers over HTTP (protocol sections 6 and 7). */
 export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
@@ -48,9 +48,8 @@ export function listHandlers({ manifests }: { readonly manifests: Manifests }) {
         throw new RegistryError('PAGINATION_NUMBER_INVALID', 'last is not a place')
       await exchange.room()
       const page = await collectReferrers(manifests, repository, subject, types, after)
-      const body = Buffer.from(
-        `{"schemaVersion":2,"mediaType":"${mediaTypes.ociIndex}","manifests":[${page.descriptors.join(',')}]}`,
-      )
+      const head = `{"schemaVersion":2,"mediaType":"${mediaTypes.ociIndex}","manifests":[`
+      const body = Buffer.concat([Buffer.from(head), ...page.descriptors, Buffer.from(']}')])
       const filtered = types.length > 0 ? { 'OCI-Filters-Applied': 'artifactType' } : {}
       exchange.sendBytes(200, body, {
         'Content-Type': mediaTypes.ociIndex,
@@ -85,34 +84,38 @@ function nextLink(
   return { Link: `<${path}?last=${encodeURIComponent(last)}&n=${limit}${ns}>; rel="next"` }
 }
 
-/** Descriptors up to the page's size, at least one, and where the next page starts. */
+/** Descriptors up to the page's size, at least one, in pieces, and where the next page starts. */
 async function collectReferrers(
   manifests: Manifests,
   repository: RepositoryName,
   subject: Digest,
   types: readonly string[],
   start: number,
-): Promise<{ descriptors: string[]; next: number | undefined }> {
-  const descriptors: string[] = []
+): Promise<{ descriptors: Uint8Array[]; next: number | undefined }> {
+  const descriptors: Uint8Array[] = []
   let bytes = 0
   let after = start
   for (;;) {
-    const batch = await manifests.listReferrers(repository, subject, types, after, referrersBatch)
-    for (const referrer of batch) {
-      const text = JSON.stringify(toDescriptor(referrer))
-      bytes += Buffer.byteLength(text) + 1
+    const most = { count: referrersBatch, bytes: largestReferrersPage - bytes }
+    const { referrers, more } = await manifests.listReferrers(repository, subject, types, after, most)
+    for (const referrer of referrers) {
+      const pieces = toDescriptor(referrer, descriptors.length === 0)
+      bytes += pieces.reduce((sum, piece) => sum + piece.byteLength, 0)
       if (bytes > largestReferrersPage && descriptors.length > 0) return { descriptors, next: after }
-      descriptors.push(text)
+      descriptors.push(...pieces)
       after = referrer.position
     }
-    if (batch.length < referrersBatch) return { descriptors, next: undefined }
+    if (!more) return { descriptors, next: undefined }
+    if (referrers.length < referrersBatch) return { descriptors, next: after }
   }
 }
 
-/** RF-04. */
-function toDescriptor(referrer: Referrer): object {
+/** RF-04. The annotations are text already: megabytes of them are put in as they are. */
+function toDescriptor(referrer: Referrer, isFirst: boolean): Uint8Array[] {
   const { mediaType, digest, size, artifactType, annotations } = referrer
-  return { mediaType, digest, size, artifactType, annotations }
+  const text = `${isFirst ? '' : ','}${JSON.stringify({ mediaType, digest, size, artifactType })}`
+  if (annotations === undefined) return [Buffer.from(text)]
+  return [Buffer.from(`${text.slice(0, -1)},"annotations":`), annotations, Buffer.from('}')]
 }
 
 function referrersLink(

@@ -24,6 +24,22 @@ export function plainAddress(ip: string): string {
 }
 
 /**
+ * What stands for one client among addresses: an IPv4 address, or the first 64 bits of an IPv6 address, since a client has
+ * the rest to choose from.
+ */
+export function networkOf(address: string): string {
+  if (!address.includes(':')) return address
+  const [head = '', tail] = (address.split('%', 1)[0] ?? '').toLowerCase().split('::', 2)
+  const groups = (text: string | undefined) => (text === undefined || text === '' ? [] : text.split(':'))
+  // An IPv4 address at the end stands for two groups.
+  const behind = groups(tail).flatMap((group) => (group.includes('.') ? ['0', '0'] : [group]))
+  const before = groups(head)
+  const zeros = tail === undefined ? [] : Array(Math.max(0, 8 - before.length - behind.length)).fill('0')
+  const all = [...before, ...zeros, ...behind].slice(0, 4).map((group) => group.replace(/^0+(?=.)/, ''))
+  return `${all.join(':')}::/64`
+}
+
+/**
  * The address under which the client reaches this registry, without a slash at its end: the configured one, or
  * the one that the client used (protocol AU-09, T-65).
  */

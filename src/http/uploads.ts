@@ -10,10 +10,11 @@ import {
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import { isRepositoryName } from '../oci/reference.js'
 import type { Blobs } from '../registry/blobs.js'
-import type { Chunk, UploadKey, UploadService } from '../registry/uploads.js'
+import type { Chunk, Uploader, UploadKey, UploadService } from '../registry/uploads.js'
 import { hasBytes, openBody } from './body.js'
 import { MethodError } from './errors.js'
 import { type Exchange, hasBody } from './exchange.js'
+import { networkOf } from './origin.js'
 import { readContentRange } from './ranges.js'
 import { uploadHeaders } from './upload-headers.js'
 
@@ -57,7 +58,7 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
       const mounted = await tryMount(exchange)
       if (mounted !== undefined) return sendCreated(exchange, mounted)
       const { repository, query } = exchange
-      const { identity } = exchange.caller
+      const by = uploaderOf(exchange)
       const digestText = query.get('digest')
       if (digestText !== null) {
         const digest = parseDigest(digestText)
@@ -66,7 +67,7 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
           (await hasBytes(exchange.request, idleTimeout)) ||
           digest === digestOf(emptyBytes, algorithmOf(digest))
         ) {
-          await uploads.putBlob(repository, identity.name, digest, readChunk(exchange))
+          await uploads.putBlob(repository, by, digest, readChunk(exchange))
           return sendCreated(exchange, digest)
         }
       }
@@ -75,7 +76,7 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
       if (!isAlgorithm(algorithm)) {
         throw new RegistryError('DIGEST_INVALID', 'digest-algorithm must be sha256 or sha512')
       }
-      const id = await uploads.startUpload(repository, identity.name, algorithm)
+      const id = await uploads.startUpload(repository, by, algorithm)
       exchange.sendEmpty(202, uploadHeaders({ repository, id, offset: 0 }))
     },
 
@@ -103,10 +104,17 @@ export function uploadHandlers({ blobs, uploads, idleTimeout }: UploadHandlerOpt
 
     /** DELETE: UP-80. */
     async cancelUpload(exchange: Exchange): Promise<void> {
-      await uploads.cancelUpload(uploadKey(exchange))
+      const key = uploadKey(exchange)
+      await uploads.cancelUpload(key, exchange.caller.mayAdminister(key.repository))
       exchange.sendEmpty(204)
     },
   }
+}
+
+/** Who did not log in is told from others by the address. */
+function uploaderOf({ caller, address }: Exchange): Uploader {
+  const { name } = caller.identity
+  return { owner: name, source: name === '' ? `address:${networkOf(address)}` : `user:${name}` }
 }
 
 /** The session that the path names; what cannot be an id never reaches the store. */

@@ -1,5 +1,6 @@
 import type { MirrorStore } from '../../storage/mirror-store.js'
-import type { ParsedManifest } from '../oci/manifest.js'
+import { childrenOf, type PackedManifest } from '../oci/packed-manifest.js'
+import { Turns } from '../oci/turns.js'
 import type { FillTask } from './fill-task.js'
 
 /** Bytes that a blob may have which no manifest here names. */
@@ -11,7 +12,7 @@ const mostManifests = 10
 /** What a bound is found with. */
 export interface FillBoundOptions {
   readonly store: Pick<MirrorStore, 'listNaming'>
-  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<PackedManifest>
 }
 
 /**
@@ -23,9 +24,13 @@ export async function boundOf(
   { store, parse }: FillBoundOptions,
 ): Promise<number> {
   const manifests = await store.listNaming(repository, digest, mostManifests)
-  const parsed = await Promise.all(manifests.map(({ bytes, mediaType }) => parse(bytes, mediaType)))
-  const sizes = parsed
-    .flatMap(({ children }) => children)
-    .flatMap((child) => (child.digest === digest ? [child.size] : []))
-  return sizes.length === 0 ? mostUnnamed : Math.max(...sizes)
+  const turns = new Turns()
+  let largest: number | undefined
+  for (const { bytes, mediaType } of manifests) {
+    for (const children of childrenOf(await parse(bytes, mediaType))) {
+      for (const child of children) if (child.digest === digest) largest = Math.max(largest ?? 0, child.size)
+      await turns.rest()
+    }
+  }
+  return largest ?? mostUnnamed
 }

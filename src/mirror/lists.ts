@@ -81,10 +81,10 @@ function referrerOf(entry: unknown): UpstreamReferrer | undefined {
   return { mediaType, digest, size, artifactType: type, annotations: annotationsOf(annotations) }
 }
 
-function annotationsOf(value: unknown): Readonly<Record<string, string>> | undefined {
+function annotationsOf(value: unknown): Uint8Array | undefined {
   if (!isObject(value)) return undefined
   const entries = Object.entries(value).filter(
     (entry): entry is [string, string] => typeof entry[1] === 'string',
   )
-  return Object.fromEntries(entries)
+  return Buffer.from(JSON.stringify(Object.fromEntries(entries)))
 }

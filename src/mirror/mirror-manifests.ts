@@ -3,12 +3,14 @@ import type {
   MetadataStore,
   Page,
   Referrer,
+  ReferrerLimits,
+  ReferrerPage,
   StoredManifest,
 } from '../../storage/metadata-store.js'
 import type { MirroredManifest, MirrorStore } from '../../storage/mirror-store.js'
 import { type Digest, isDigest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
-import type { ParsedManifest } from '../oci/manifest.js'
+import type { PackedManifest } from '../oci/packed-manifest.js'
 import type { Reference, RepositoryName, Tag } from '../oci/reference.js'
 import {
   isIntact,
@@ -39,7 +41,7 @@ export interface MirrorManifestOptions {
   readonly store: MirrorStore
   readonly mirrors: Mirrors
   readonly sharing: Sharing
-  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<PackedManifest>
   readonly pulls: Pick<PullLog, 'note'>
   /** Patterns of the repository's tags that nobody moves, a mirror as little as a user (protocol MF-13). */
   readonly immutableTags: (repository: RepositoryName) => readonly string[]
@@ -278,7 +280,7 @@ export class MirrorManifests implements Manifests {
     }
   }
 
-  async #parse(mirror: Mirror, bytes: Uint8Array, mediaType: string | undefined): Promise<ParsedManifest> {
+  async #parse(mirror: Mirror, bytes: Uint8Array, mediaType: string | undefined): Promise<PackedManifest> {
     try {
       return await this.#options.parse(bytes, mediaType)
     } catch (error) {
@@ -329,11 +331,11 @@ export class MirrorManifests implements Manifests {
     subject: Digest,
     artifactTypes: readonly string[],
     after: number,
-    limit: number,
-  ): Promise<Referrer[]> {
+    most: ReferrerLimits,
+  ): Promise<ReferrerPage> {
     const mirror = this.#options.mirrors.of(repository)
     if (mirror === undefined || (await this.#store.findRepositoryKind(repository)) === 'local') {
-      return this.#local.listReferrers(repository, subject, artifactTypes, after, limit)
+      return this.#local.listReferrers(repository, subject, artifactTypes, after, most)
     }
     try {
       mirror.refuseLoop()
@@ -341,14 +343,10 @@ export class MirrorManifests implements Manifests {
       const all = await this.#referrers.list(`${repository}@${subject}`, () =>
         mirror.upstream.listReferrers(remote, subject),
       )
-      const fits = (type: string | undefined) =>
-        artifactTypes.length === 0 || artifactTypes.includes(type ?? '')
-      return all
-        .filter(({ position, artifactType }) => position > after && fits(artifactType))
-        .slice(0, limit)
+      return pageOf(all, artifactTypes, after, most)
     } catch (error) {
       if (!(error instanceof UpstreamError)) throw error
-      return this.#local.listReferrers(repository, subject, artifactTypes, after, limit)
+      return this.#local.listReferrers(repository, subject, artifactTypes, after, most)
     }
   }
 
@@ -371,6 +369,27 @@ export class MirrorManifests implements Manifests {
   searchRepositories(...args: Parameters<Manifests['searchRepositories']>): Promise<RepositoryName[]> {
     return this.#local.searchRepositories(...args)
   }
+}
+
+/** The part of a list that a page asks for. */
+function pageOf(
+  all: readonly Referrer[],
+  artifactTypes: readonly string[],
+  after: number,
+  { count, bytes }: ReferrerLimits,
+): ReferrerPage {
+  const referrers: Referrer[] = []
+  let left = bytes
+  for (const referrer of all) {
+    const { position, artifactType, annotations } = referrer
+    if (position <= after) continue
+    if (artifactTypes.length > 0 && !artifactTypes.includes(artifactType ?? '')) continue
+    left -= annotations?.byteLength ?? 0
+    const isFull = referrers.length === count || (left < 0 && referrers.length > 0)
+    if (isFull) return { referrers, more: true }
+    referrers.push(referrer)
+  }
+  return { referrers, more: false }
 }
 
 function isCurrent(manifest: MirroredManifest, since: number): boolean {

@@ -1,8 +1,8 @@
 import type { Digest } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import { readIndexEntries } from '../oci/index-entries.js'
-import type { ParsedManifest } from '../oci/manifest.js'
 import { manifestKindOf } from '../oci/media-types.js'
+import { childrenOf, type PackedManifest } from '../oci/packed-manifest.js'
 import { isRepositoryName, parseTag, type RepositoryName, type Tag } from '../oci/reference.js'
 import { matchesTag } from '../oci/tag-pattern.js'
 import type { Mirror } from './mirrors.js'
@@ -34,7 +34,7 @@ export interface SyncImages {
 export interface ResolverOptions {
   readonly mirror: Mirror
   readonly source: ManifestSource
-  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<PackedManifest>
   readonly patience: Patience
 }
 
@@ -135,7 +135,9 @@ export class SyncResolver {
   ): Promise<readonly Digest[]> {
     const parsed = await this.#options.parse(bytes, mediaType)
     if (manifestKindOf(parsed.mediaType) !== 'index') {
-      for (const { digest, size, required } of parsed.children) if (required) blobs.set(digest, size)
+      for (const children of childrenOf(parsed)) {
+        for (const { digest, size, required } of children) if (required) blobs.set(digest, size)
+      }
       return []
     }
     const entries = readIndexEntries(bytes)

@@ -1,7 +1,7 @@
 import type { MetadataStore } from '../../storage/metadata-store.js'
 import type { MirrorStore } from '../../storage/mirror-store.js'
 import { RegistryError } from '../oci/errors.js'
-import type { ParsedManifest } from '../oci/manifest.js'
+import type { PackedManifest } from '../oci/packed-manifest.js'
 import type { RepositoryName, Tag } from '../oci/reference.js'
 import { inLanes } from './lanes.js'
 import type { MirrorBlobs } from './mirror-blobs.js'
@@ -33,7 +33,7 @@ export interface SyncOptions {
   readonly blobs: Pick<MirrorBlobs, 'prefetchBlob' | 'arrivingBytes'> | undefined
   readonly metadata: MetadataStore
   readonly store: MirrorStore
-  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<PackedManifest>
   /** Ends it, soon; what has come is kept, and the next sync goes on from there. */
   readonly signal: AbortSignal
   readonly onProgress: (progress: SyncProgress) => void

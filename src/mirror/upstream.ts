@@ -30,7 +30,8 @@ export interface UpstreamReferrer {
   readonly digest: Digest
   readonly size: number
   readonly artifactType: string | undefined
-  readonly annotations: Readonly<Record<string, string>> | undefined
+  /** The text of a JSON object of strings, in UTF-8. */
+  readonly annotations: Uint8Array | undefined
 }
 
 /** Names of tags in the upstream's order, and whether more follow. */

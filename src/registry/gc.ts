@@ -127,6 +127,7 @@ export class GarbageCollector {
       await pass.forgetOld(moments)
       await pass.removeManifests(moments)
       await pass.removeLinks(moments.links)
+      await pass.forgetRepositories()
       await pass.removeBlobs(moments.blobs)
       if (options.strangers !== 'no') {
         await pass.removeStrangers(moments.blobs.before, options.strangers === 'all')
@@ -220,8 +221,19 @@ class Pass {
   /** What cannot be restored any more needs nothing. */
   async forgetOld({ undo, history }: CollectionMoments): Promise<void> {
     const pace = new Pace()
+    while (!this.#isStopped() && (await this.#collection.forgetDraft(Date.now()))) await pace.rest()
     while (!this.#isStopped()) {
       if ((await this.#collection.forgetOld({ undo, history }, stepSize)) === 0) return
+      await pace.rest()
+    }
+  }
+
+  /** A repository goes with the last that is in it. */
+  async forgetRepositories(): Promise<void> {
+    const pace = new Pace()
+    let after: number | undefined = 0
+    while (after !== undefined && !this.#isStopped()) {
+      after = await this.#collection.forgetRepositories(after, stepSize)
       await pace.rest()
     }
   }

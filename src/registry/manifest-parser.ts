@@ -1,6 +1,7 @@
 import type { Piscina } from 'piscina'
 import { type ErrorKind, RegistryError } from '../oci/errors.js'
-import { type ParsedManifest, parseManifest } from '../oci/manifest.js'
+import { parseManifest } from '../oci/manifest.js'
+import { type PackedManifest, packManifest } from '../oci/packed-manifest.js'
 
 /** Manifests up to this many bytes are parsed at once: it takes less than a millisecond. */
 const smallManifest = 64 * 1024
@@ -10,7 +11,7 @@ const longestQueue = 64
 
 /** What a thread hands back: errors do not keep their class between threads. */
 export type ParseReply =
-  | { readonly ok: true; readonly manifest: ParsedManifest }
+  | { readonly ok: true; readonly manifest: PackedManifest }
   | { readonly ok: false; readonly kind: ErrorKind; readonly message: string }
 
 /** What a thread is handed. */
@@ -24,8 +25,8 @@ export class ManifestParser {
   #threads: Promise<Piscina<ParseRequest, ParseReply>> | undefined
 
   /** @throws RegistryError MANIFEST_INVALID, or UNAVAILABLE when too many large manifests wait */
-  readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<ParsedManifest> => {
-    if (bytes.byteLength <= smallManifest) return parseManifest(bytes, contentType)
+  readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<PackedManifest> => {
+    if (bytes.byteLength <= smallManifest) return packManifest(parseManifest(bytes, contentType))
     this.#threads ??= startThreads()
     const threads = await this.#threads.catch((error: unknown) => {
       this.#threads = undefined // there may be descriptors again for the next

@@ -4,18 +4,21 @@ import type {
   MetadataStore,
   Page,
   Referrer,
+  ReferrerLimits,
+  ReferrerPage,
   StoredManifest,
 } from '../../storage/metadata-store.js'
 import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
-import type { ParsedManifest } from '../oci/manifest.js'
+import type { PackedManifest } from '../oci/packed-manifest.js'
 import { parseTag, type Reference, type RepositoryName, type Tag } from '../oci/reference.js'
+import { Turns } from '../oci/turns.js'
 import type { DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 import type { PullLog } from './pulls.js'
 import { overQuota } from './quotas.js'
 
-export type { Condition, ManifestHead, Referrer }
+export type { Condition, ManifestHead, Referrer, ReferrerLimits, ReferrerPage }
 
 /** Repositories that are read at once while a list is put together. */
 const listBatch = 500
@@ -39,7 +42,7 @@ export interface ManifestOptions {
   /** Hears of pulls. */
   readonly pulls: Pick<PullLog, 'note'>
   /** Reads and checks a manifest; large ones away from the event loop. */
-  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<ParsedManifest>
+  readonly parse: (bytes: Uint8Array, contentType: string | undefined) => Promise<PackedManifest>
 }
 
 /** A manifest as it was pushed. */
@@ -214,8 +217,10 @@ export class ManifestService {
   /** Repositories that hold a manifest and that the caller may see, in byte order. */
   async listRepositories(after: string, limit: number, visible: Visible): Promise<Page> {
     const seen: RepositoryName[] = []
+    const turns = new Turns()
     for await (const names of this.#walk(after, limit + 1, visible.prefixes)) {
       for (const name of names) {
+        await turns.rest()
         if (!visible.includes(name)) continue
         if (seen.length === limit) return { names: seen, more: limit > 0 }
         seen.push(name)
@@ -231,12 +236,14 @@ export class ManifestService {
     prefixes: readonly string[],
   ): AsyncGenerator<readonly RepositoryName[]> {
     let batch = Math.min(firstBatch, listBatch)
+    const turns = new Turns()
     for (const prefix of prefixes) {
       for (let last = after; ; ) {
         const { names, more } = await this.#metadata.listRepositories(prefix, last, batch)
         yield names as readonly RepositoryName[]
         batch = listBatch
         last = names.at(-1) ?? last
+        await turns.rest()
         if (!more) break
       }
     }
@@ -246,10 +253,13 @@ export class ManifestService {
   async searchRepositories(text: string, limit: number, visible: Visible): Promise<RepositoryName[]> {
     const search = async (most: number) => {
       const found = await this.#metadata.searchRepositories(visible.prefixes, text, most)
-      return {
-        seen: found.filter((name) => visible.includes(name)).slice(0, limit),
-        isAll: found.length < most,
+      const seen: RepositoryName[] = []
+      const turns = new Turns()
+      for (const name of found) {
+        await turns.rest()
+        if (visible.includes(name) && seen.push(name) === limit) break
       }
+      return { seen, isAll: found.length < most }
     }
     // Whoever sees most of what there is needs no more than he asked for.
     const { seen, isAll } = await search(limit)
@@ -262,9 +272,9 @@ export class ManifestService {
     subject: Digest,
     artifactTypes: readonly string[],
     after: number,
-    limit: number,
-  ): Promise<Referrer[]> {
-    return this.#metadata.listReferrers(repository, subject, artifactTypes, after, limit)
+    most: ReferrerLimits,
+  ): Promise<ReferrerPage> {
+    return this.#metadata.listReferrers(repository, subject, artifactTypes, after, most)
   }
 }
 

@@ -17,6 +17,9 @@ const turnPatience = 10_000
 /** Said to whoever pushes a blob for which its last bytes are being removed longer than that. */
 const stillGoing = 'garbage collection is removing an older copy of this blob: try again'
 
+/** Milliseconds without a request after which a session gives way where there are too many. */
+const idleAfter = 60_000
+
 /** Sessions that one round of expiry ends at once. */
 const expiryBatch = 500
 
@@ -26,6 +29,8 @@ export interface UploadOptions {
   readonly holder: string
   /** Sessions that may be open in one repository. */
   readonly maxPerRepository: number
+  /** Sessions that a user may have open, or an address where nobody logged in. */
+  readonly maxPerUser: number
   /** Bytes that a blob may have. */
   readonly maxBlobSize: number
   /** Milliseconds for which a blob stays that somebody relies on (see leases.ts). */
@@ -34,6 +39,14 @@ export interface UploadOptions {
   readonly disk: Pick<DiskGuard, 'admit' | 'refusal'>
   /** Default: there are none. */
   readonly quotas?: Pick<QuotaStore, 'isLimited' | 'reserve'>
+}
+
+/** Who opens a session. */
+export interface Uploader {
+  /** The name of the user who may go on with it; '' for anybody. */
+  readonly owner: string
+  /** Whose sessions are counted together: a user's, or those of an address. */
+  readonly source: string
 }
 
 /** Whose upload it is: both must fit, otherwise there is no such upload (protocol UP-09). */
@@ -80,20 +93,25 @@ export class UploadService {
   /**
    * Opens a session. Cheap: no file is made before the first byte (protocol UP-97).
    * @returns its id, a UUID
-   * @throws RegistryError TOOMANYREQUESTS when the repository has too many open ones, STORAGE_FULL, DENIED when a quota is used up
+   * Where there are too many, one that nobody uses gives way: of the same user, or in the repository of whoever has most.
+   * @throws RegistryError TOOMANYREQUESTS when all of them are in use, STORAGE_FULL, DENIED when a quota is used up
    */
-  async startUpload(repository: RepositoryName, owner: string, algorithm: Algorithm): Promise<string> {
+  async startUpload(repository: RepositoryName, by: Uploader, algorithm: Algorithm): Promise<string> {
     await this.#options.disk.admit(0)
-    const id = randomUUID()
-    const limit = this.#options.maxPerRepository
-    const started = await this.#metadata.startUpload({ id, repository, owner, algorithm }, limit, Date.now())
-    if (typeof started === 'object') throw overQuota(started)
-    if (!started) {
-      throw new RegistryError('TOOMANYREQUESTS', `${limit} uploads are open in this repository already`, {
-        retryAfter: 60,
-      })
+    const upload = { id: randomUUID(), repository, ...by, algorithm }
+    const { maxPerRepository, maxPerUser } = this.#options
+    for (let tries = 0; ; tries++) {
+      const now = Date.now()
+      const started = await this.#metadata.startUpload(upload, maxPerRepository, now, maxPerUser)
+      if (started === true) return upload.id
+      if (typeof started === 'object') throw overQuota(started)
+      const isSource = started === 'source-full'
+      const full = isSource ? { source: by.source } : { repository }
+      // Others may be as quick to take the place.
+      const ended = tries < 3 ? await this.#metadata.endIdleUpload(full, now - idleAfter) : undefined
+      if (ended === undefined) throw tooMany(isSource ? maxPerUser : maxPerRepository, isSource)
+      await this.#blobs.discard(ended)
     }
-    return id
   }
 
   /** Bytes that are stored. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
@@ -168,19 +186,25 @@ export class UploadService {
    * Stores a whole blob in one request (protocol UP-22).
    * @throws as {@link finishUpload}; nothing is left behind then
    */
-  async putBlob(repository: RepositoryName, owner: string, digest: Digest, chunk: Chunk): Promise<void> {
-    const id = await this.startUpload(repository, owner, algorithmOf(digest))
+  async putBlob(repository: RepositoryName, by: Uploader, digest: Digest, chunk: Chunk): Promise<void> {
+    const id = await this.startUpload(repository, by, algorithmOf(digest))
     try {
-      await this.finishUpload({ repository, id, owner }, digest, chunk)
+      await this.finishUpload({ repository, id, owner: by.owner }, digest, chunk)
     } catch (error) {
       if (await this.#metadata.removeUpload(id, undefined)) await this.#blobs.discard(id)
       throw error
     }
   }
 
-  /** Ends a session and frees its bytes. @throws RegistryError BLOB_UPLOAD_UNKNOWN */
-  async cancelUpload(key: UploadKey): Promise<void> {
-    await this.#withTurn(key, (_upload, holder) => this.#drop(key.id, holder))
+  /**
+   * Ends a session and frees its bytes.
+   * @param ofAnybody whether whoever asks may end those of others: administrators may
+   * @throws RegistryError BLOB_UPLOAD_UNKNOWN
+   */
+  async cancelUpload(key: UploadKey, ofAnybody: boolean): Promise<void> {
+    const owner = ofAnybody ? (await this.#metadata.findUpload(key.id))?.owner : undefined
+    const known = owner === undefined ? key : { ...key, owner }
+    await this.#withTurn(known, (_upload, holder) => this.#drop(key.id, holder))
   }
 
   /**
@@ -322,6 +346,11 @@ function checkRange(upload: Upload, { range, length }: Chunk): void {
       `the chunk starts at ${range.start}, but the upload ends at ${upload.offset}`,
     )
   }
+}
+
+function tooMany(limit: number, isSource: boolean): RegistryError {
+  const whose = isSource ? 'of yours are open' : 'are open in this repository'
+  return new RegistryError('TOOMANYREQUESTS', `${limit} uploads ${whose} already`, { retryAfter: 60 })
 }
 
 const done = () => true

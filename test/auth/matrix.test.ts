@@ -62,7 +62,7 @@ const registry = await startRegistry(t, {
   config: {
     tags: { immutable: ['**:v*'] },
     tokens: { refresh: true },
-    uploads: { maxPerRepository: 100_000 },
+    uploads: { maxPerRepository: 100_000, maxPerUser: 100_000 },
     trustedProxies: ['127.0.0.1'],
     log: { level: 'warn' },
   },

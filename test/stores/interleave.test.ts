@@ -3,6 +3,7 @@ import t, { type Test } from 'tap'
 import { type Digest, digestOf } from '../../src/oci/digest.js'
 import { RegistryError } from '../../src/oci/errors.js'
 import { parseManifest } from '../../src/oci/manifest.js'
+import { packManifest } from '../../src/oci/packed-manifest.js'
 import {
   parseReference,
   parseRepositoryName,
@@ -55,6 +56,7 @@ function servicesOn(stores: { readonly metadata: MetadataStore; readonly blobs: 
     uploads: new UploadService(stores, {
       holder: 'client:',
       maxPerRepository: 100_000,
+      maxPerUser: 100_000,
       maxBlobSize: 1_000_000,
       grace,
       disk,
@@ -65,7 +67,7 @@ function servicesOn(stores: { readonly metadata: MetadataStore; readonly blobs: 
       untagged: () => grace,
       disk,
       pulls: { note: () => undefined },
-      parse: async (bytes, contentType) => parseManifest(bytes, contentType),
+      parse: async (bytes, contentType) => packManifest(parseManifest(bytes, contentType)),
     }),
   }
 }
@@ -142,7 +144,7 @@ class World {
     await metadata.finishUpload(id, 'old', { digest: layer.digest, size: layer.bytes.length }, old)
     if (what === 'layer') return
     await metadata.putManifest({
-      ...parseManifest(image.bytes, mediaType),
+      ...packManifest(parseManifest(image.bytes, mediaType)),
       ...{ repository, digest: image.digest, bytes: image.bytes, sparse: false, immutable: [], now: old },
       ...{ tags: what === 'tag' ? [parseTag('v1')] : [], condition: undefined },
     })
@@ -151,7 +153,7 @@ class World {
   upload({ uploads }: Services = this.calm): Promise<void> {
     const { bytes, digest } = this.layer
     const chunk = { open: () => bodyOf(bytes), range: undefined, length: bytes.length }
-    return uploads.putBlob(this.repository, '', digest, chunk)
+    return uploads.putBlob(this.repository, { owner: '', source: '' }, digest, chunk)
   }
 
   async put(
@@ -314,7 +316,7 @@ operation('upload of the same blob', 'layer', async (world, client) => {
 
 operation('end of an upload to the same blob', 'layer', async (world, { uploads }) => {
   const { repository, layer } = world
-  const id = await world.calm.uploads.startUpload(repository, '', 'sha256')
+  const id = await world.calm.uploads.startUpload(repository, { owner: '', source: '' }, 'sha256')
   const key = { repository, id, owner: '' }
   await world.calm.uploads.appendChunk(key, {
     open: () => bodyOf(layer.bytes),
@@ -345,8 +347,11 @@ operation('push of a referrer', 'image', async (world, client) => {
       await world.put(world.referrer, world.referrer.digest)
     }
     const { repository, image, referrer } = world
-    const listed = await world.calm.manifests.listReferrers(repository, image.digest, [], 0, 10)
-    if (listed[0]?.digest !== referrer.digest) throw new Error('the referrer is not listed')
+    const listed = await world.calm.manifests.listReferrers(repository, image.digest, [], 0, {
+      count: 10,
+      bytes: 1e6,
+    })
+    if (listed.referrers[0]?.digest !== referrer.digest) throw new Error('the referrer is not listed')
     const faults = await world.faultsOf(referrer.digest)
     if (faults.length > 0) throw new Error(faults.join(', '))
     await world.pushAll()

@@ -254,6 +254,35 @@ function testSessions(t: Test, newPlace: NewPlace<MetadataStore>): void {
     t.equal(await start(two, other), true, 'another repository has its own')
   })
 
+  t.test('S100: sessions that nobody uses give way: of their source, or of whoever has most', async (t) => {
+    const store = await (await openPlace(t, newPlace)).open()
+    const start = (id: string, source: string, at: number, repository = team) =>
+      store.startUpload({ id, repository, owner: '', source, algorithm: 'sha256' }, 6, at, 4)
+    t.equal(await start('fill', '', 1), true, 'what belongs to nobody')
+    for (const [at, id] of ['m1', 'm2', 'm3', 'm4'].entries()) t.equal(await start(id, 'many', 10 + at), true)
+    t.equal(await start('m5', 'many', 20, other), 'source-full', 'no fifth, be it elsewhere')
+    t.equal(await start('f1', 'few', 5), true, 'others have their own')
+    t.equal(await start('f2', 'few', 21), false, 'until the repository is full')
+    await store.takeTurn('m1', 'writer')
+    const end = (by: Parameters<MetadataStore['endIdleUpload']>[0], before: number) =>
+      store.endIdleUpload(by, before)
+    t.equal(await end({ source: 'many' }, 11), undefined, 'none that was used since, or is being written')
+    t.equal(await end({ source: 'many' }, 13), 'm2', 'the oldest of the source')
+    t.equal(await end({ source: '' }, 100), undefined, 'what belongs to nobody stays')
+    t.equal(await end({ repository: team }, 100), 'm3', 'of whoever has most, though another is older')
+    t.equal(await end({ repository: other }, 100), undefined, 'none in another repository')
+    const left = (await store.listUploads('', 10)).map(({ id, isBusy }) => `${id} ${isBusy}`)
+    t.strictSame(left, ['f1 false', 'fill false', 'm1 true', 'm4 false'])
+    t.strictSame(
+      (await store.listUploads('fill', 1)).map(({ id }) => id),
+      ['m1'],
+      'page by page',
+    )
+    t.equal(await store.cancelUpload('m1'), true, 'whoever is writing to it')
+    t.equal(await store.cancelUpload('m1'), false, 'once')
+    t.equal(await store.saveProgress('m1', 'writer', { offset: 1, digest: of('x') }, now), false)
+  })
+
   t.test('sessions: an ended one makes room for another', async (t) => {
     const store = await (await openPlace(t, newPlace)).open()
     const start = (id: string) =>
@@ -1021,10 +1050,17 @@ function testLists(t: Test, newPlace: NewPlace<MetadataStore>): void {
   })
 }
 
+function readText(text: Uint8Array | undefined): Record<string, string> | undefined {
+  return text === undefined ? undefined : JSON.parse(Buffer.from(text).toString())
+}
+
 function testReferrers(t: Test, newPlace: NewPlace<MetadataStore>): void {
   const subject = of('the image')
-  const list = (store: MetadataStore, types: string[] = [], after = 0, limit = 100) =>
-    store.listReferrers(team, subject, types, after, limit)
+  const most = { count: 100, bytes: 1_000_000 }
+  const list = async (store: MetadataStore, types: string[] = [], after = 0, count = 100) => {
+    const { referrers } = await store.listReferrers(team, subject, types, after, { ...most, count })
+    return referrers.map((referrer) => ({ ...referrer, annotations: readText(referrer.annotations) }))
+  }
 
   t.test(
     'referrers: those of one subject in one repository, oldest first, with all that is told of them',
@@ -1037,7 +1073,7 @@ function testReferrers(t: Test, newPlace: NewPlace<MetadataStore>): void {
           subject,
           artifactType: `type/${text}`,
           mediaType: `media/${text}`,
-          annotations: { text },
+          annotations: JSON.stringify({ text }),
         }
         await store.putManifest(manifest(text, { ...put, tags: [`t-${text}`] }))
       }
@@ -1107,12 +1143,43 @@ function testReferrers(t: Test, newPlace: NewPlace<MetadataStore>): void {
     )
     const kinds = [odd, {}, undefined]
     for (const [at, annotations] of kinds.entries()) {
-      await store.putManifest(manifest(`${at}`, { subject, annotations }))
+      const text = annotations === undefined ? undefined : JSON.stringify(annotations)
+      await store.putManifest(manifest(`${at}`, { subject, annotations: text }))
     }
     const [first, second, third] = (await list(store)).map(({ annotations }) => annotations)
     t.strictSame(Object.entries(first ?? {}), Object.entries(odd), 'every name and every value')
     t.strictSame(Object.entries(second ?? {}), [], 'none of them')
     t.equal(third, undefined, 'nothing at all')
+  })
+
+  t.test('S98: a list of referrers ends before the annotations that would be too many bytes', async (t) => {
+    const store = await (await openPlace(t, newPlace)).open()
+    const kinds = [10, 500, 300, 900, 9, undefined]
+    for (const [at, bytes] of kinds.entries()) {
+      const annotations = bytes === undefined ? undefined : JSON.stringify({ a: 'x'.repeat(bytes - 8) })
+      await store.putManifest(manifest(`${at}`, { subject, artifactType: `t/${at % 2}`, annotations }))
+    }
+    const read = async (bytes: number, types: string[] = []) => {
+      const pages: number[][] = []
+      for (let after = 0, more = true; more; ) {
+        const page = await store.listReferrers(team, subject, types, after, { count: 4, bytes })
+        pages.push(page.referrers.map(({ digest }) => kinds.findIndex((_, at) => of(`${at}`) === digest)))
+        after = page.referrers.at(-1)?.position ?? Number.NaN
+        more = page.more
+      }
+      return pages
+    }
+    t.strictSame(await read(810), [[0, 1, 2], [3], [4, 5]], 'as many as have room, and never none')
+    t.strictSame(await read(809), [[0, 1], [2], [3], [4, 5]], 'the last byte counts')
+    t.strictSame(
+      await read(10_000),
+      [
+        [0, 1, 2, 3],
+        [4, 5],
+      ],
+      'no more than were asked for',
+    )
+    t.strictSame(await read(320, ['t/0']), [[0, 2, 4]], 'those that the filter leaves out take no room')
   })
 
   t.test('referrers: pages go on after a position, with and without a filter', async (t) => {
@@ -1181,7 +1248,7 @@ function testTogether(t: Test, newPlace: NewPlace<MetadataStore>): void {
     await addBlob(first, team, of('layer'))
     await first.mountBlob(other, of('layer'), team, now)
     await first.putManifest(manifest('image', { tags: ['latest', '1'], children: [child(of('layer'))] }))
-    await first.putManifest(manifest('referrer', { subject: of('image'), annotations: { a: 'b' } }))
+    await first.putManifest(manifest('referrer', { subject: of('image'), annotations: '{"a":"b"}' }))
     const [held, free] = [await startUpload(first), await startUpload(first)]
     await first.takeTurn(free, 'w1:x')
     await first.saveProgress(free, 'w1:x', { offset: 77, digest: of('77') }, now)
@@ -1200,9 +1267,10 @@ function testTogether(t: Test, newPlace: NewPlace<MetadataStore>): void {
     )
     t.equal(await second.unlinkBlob(team, of('layer')), 'in-use', 'its children')
     t.equal(await second.findBlob(other, of('layer')), 10, 'the mount')
+    const { referrers } = await second.listReferrers(team, of('image'), [], 0, { count: 9, bytes: 1000 })
     t.match(
-      await second.listReferrers(team, of('image'), [], 0, 9),
-      [{ annotations: { a: 'b' } }],
+      referrers.map(({ annotations }) => readText(annotations)),
+      [{ a: 'b' }],
       'referrers',
     )
     t.match(await second.findUpload(free), { offset: 77, digest: of('77') }, 'the progress of a session')
