@@ -54,7 +54,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
           : new Uint8Array(0),
         contentType: request.headers['content-type'],
         condition: readCondition(request),
-        user: exchange.caller.identity.name,
+        user: exchange.caller.identity,
       })
       const headers: OutgoingHttpHeaders = {
         Location: `/v2/${repository}/manifests/${pushed.digest}`,
@@ -69,7 +69,7 @@ export function manifestHandlers({ manifests, audit, idleTimeout }: ManifestHand
     async deleteManifest(exchange: Exchange): Promise<void> {
       const reference = parseReference(exchange.param('reference'))
       const { repository, caller } = exchange
-      const user = caller.identity.name
+      const user = caller.identity
       if (reference.kind === 'tag') await manifests.deleteTag(repository, reference.tag, user)
       else await manifests.deleteManifest(repository, reference.digest, user)
       audit(exchange, 'delete', { repository: exchange.repository, manifest: exchange.param('reference') })

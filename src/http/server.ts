@@ -1,7 +1,7 @@
 import { type IncomingMessage, METHODS, type ServerResponse } from 'node:http'
 import { type FastifyInstance, fastify } from 'fastify'
 import type { Logger } from 'pino'
-import type { AccessPolicy } from '../auth/access.js'
+import type { AccessPolicy, Caller, Identity } from '../auth/access.js'
 import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
 import type { NameResolver } from '../registry/names.js'
@@ -126,7 +126,7 @@ async function serve(
   const request = origin.raw
   const { socket } = request
   const address = clientAddress(origin)
-  let user: string | undefined
+  let known: Pick<Exchange, 'identity'> | undefined
   let refusal: RegistryError | undefined
   let isClosed = false
   const abort = () => {
@@ -151,18 +151,22 @@ async function serve(
       seconds,
       ...bytes,
     })
-    logRequest(logger, request, response, { route, seconds, refusal, user, address, ...bytes })
+    const about = { route, seconds, refusal, who: known?.identity, address, ...bytes }
+    logRequest(logger, request, response, about)
   })
   try {
     refuseBadHead(request)
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const authorized = await authorize(route, request, options, { name: params.name, address })
-    user = authorized.caller.identity.name
+    const onCaller = (caller: Caller) => {
+      known = caller
+    }
+    const authorized = await authorize(route, request, options, { name: params.name, address, onCaller })
     if (authorized.target?.namespace !== undefined) {
       response.setHeader('OCI-Namespace', authorized.target.namespace) // MI-21
     }
     const exchange = new Exchange(request, response, { params, address, ...authorized })
+    known = exchange
     await handlers[route.handler](exchange).catch((error) => {
       if (isUnknown(error)) hideUnknown(access, authorized)
       throw error
@@ -207,6 +211,15 @@ function pathOf(url: string): string {
   return redactPath((url.split('?', 1)[0] ?? '').replaceAll('%2F', '/').slice(0, 512))
 }
 
+/** Who it was, as log lines have it; nothing for nobody in particular. */
+export function describeIdentity(identity: Identity | undefined): Readonly<Record<string, string>> {
+  if (identity === undefined || identity.name === '') return {}
+  const { name: user, accessToken } = identity
+  return accessToken === undefined
+    ? { user }
+    : { user, accessToken: accessToken.name, accessTokenId: accessToken.id }
+}
+
 /** One line a request. Neither query nor headers: both may hold secrets (reliability S63). */
 function logRequest(
   logger: Logger,
@@ -218,7 +231,7 @@ function logRequest(
     bytesIn: number
     bytesOut: number
     refusal: RegistryError | undefined
-    user: string | undefined
+    who: Identity | undefined
     address: string
   },
 ): void {
@@ -233,7 +246,7 @@ function logRequest(
     in: about.bytesIn,
     out: about.bytesOut,
     remote: about.address,
-    ...(about.user === undefined || about.user === '' ? {} : { user: about.user }),
+    ...describeIdentity(about.who),
     agent: request.headers['user-agent']?.slice(0, 200),
     ...(response.writableFinished ? {} : { aborted: true }),
     ...(refusal === undefined ? {} : { refused: refusal.kind, reason: refusal.message.slice(0, 300) }),

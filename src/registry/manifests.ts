@@ -6,6 +6,7 @@ import type {
   Referrer,
   StoredManifest,
 } from '../../storage/metadata-store.js'
+import type { Author } from '../../storage/tag-store.js'
 import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { ParsedManifest } from '../oci/manifest.js'
@@ -51,8 +52,8 @@ export interface Push {
   readonly bytes: Uint8Array
   readonly contentType: string | undefined
   readonly condition: Condition | undefined
-  /** Who pushes it; '' for nobody who is known. */
-  readonly user: string
+  /** Who pushes it. */
+  readonly user: Author
 }
 
 /** What a push has done. */
@@ -172,10 +173,10 @@ export class ManifestService {
   }
 
   /**
-   * Removes one tag and nothing else. @param user who does it; '' for nobody who is known
+   * Removes one tag and nothing else. @param user who does it
    * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable
    */
-  async deleteTag(repository: RepositoryName, tag: Tag, user: string): Promise<void> {
+  async deleteTag(repository: RepositoryName, tag: Tag, user: Author): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
     const deletion = { immutable, user, now: Date.now() }
     const result = await this.#metadata.deleteTag(repository, tag, deletion)
@@ -184,10 +185,10 @@ export class ManifestService {
   }
 
   /**
-   * Removes a manifest and every tag on it. @param user who does it; '' for nobody who is known
+   * Removes a manifest and every tag on it. @param user who does it
    * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when a tag on it is immutable
    */
-  async deleteManifest(repository: RepositoryName, digest: Digest, user: string): Promise<void> {
+  async deleteManifest(repository: RepositoryName, digest: Digest, user: Author): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
     const deletion = { immutable, user, now: Date.now() }
     const result = await this.#metadata.deleteManifest(repository, digest, deletion)
