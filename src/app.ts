@@ -23,7 +23,7 @@ import { Metrics, type MirrorTotals } from './http/metrics.js'
 import { noTokenHandlers } from './http/no-token.js'
 import { Outbox } from './http/outbox.js'
 import { searchHandlers } from './http/search.js'
-import { createServer } from './http/server.js'
+import { createServer, describeIdentity } from './http/server.js'
 import { uploadHandlers } from './http/uploads.js'
 import type { MirrorAppOptions } from './mirror-app.js'
 import { listMirrors, totalsOf } from './mirror-states.js'
@@ -107,12 +107,13 @@ export async function createApp(config: Config, options: AppOptions): Promise<Ap
     mirrorTotals(config, stores),
   )
   const audit: Audit = (exchange, event, about) => {
-    const user = exchange.caller.identity.name
-    options.logger.info({ audit: event, user, remote: exchange.address, ...about }, event)
+    const who = { user: '', ...describeIdentity(exchange.identity) }
+    options.logger.info({ audit: event, ...who, remote: exchange.address, ...about }, event)
   }
-  const onLogin: LoginObserver = (user, remote, isRight) => {
-    const event = isRight ? 'login' : 'login refused'
-    options.logger.info({ audit: event, user: redactTokens(user.slice(0, 128)), remote }, event)
+  const onLogin: LoginObserver = (name, remote, account) => {
+    const event = account === undefined ? 'login refused' : 'login'
+    const who = { ...describeIdentity(account), user: redactTokens(name.slice(0, 128)) }
+    options.logger.info({ audit: event, ...who, remote }, event)
   }
   const onKeyChange: KeyFileObserver = (trouble) => {
     if (trouble === undefined) options.logger.info('took up the new signing key')

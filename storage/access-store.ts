@@ -59,6 +59,12 @@ export interface AccessSettings {
 }
 
 /**
+ * With it a change that would leave no admin who is enabled is refused as `last-admin`; where there is none before, it
+ * takes none away.
+ */
+export type AdminGuard = 'keep-an-admin'
+
+/**
  * Begins the names of access tokens that the token endpoint made as refresh tokens. They stand for a password that
  * somebody typed, and end with it (protocol TK-35).
  */
@@ -86,10 +92,10 @@ export interface AccessStore {
   /** Stores the same password's hash in another form: nothing that was issued ends. */
   rehashPassword(name: string, oldHash: string, newHash: string): Promise<boolean>
   /** Disabling ends what was issued, refresh tokens too; access tokens are good again with enabling. */
-  setDisabled(name: string, isDisabled: boolean): Promise<boolean>
-  setAdmin(name: string, isAdmin: boolean): Promise<boolean>
+  setDisabled(name: string, isDisabled: boolean, guard?: AdminGuard): Promise<boolean | 'last-admin'>
+  setAdmin(name: string, isAdmin: boolean, guard?: AdminGuard): Promise<boolean | 'last-admin'>
   /** Removes a user with its tokens, its group memberships and the grants made to it. */
-  removeUser(name: string): Promise<boolean>
+  removeUser(name: string, guard?: AdminGuard): Promise<boolean | 'last-admin'>
   setGroups(name: string, groups: readonly string[]): Promise<boolean>
 
   findAccessToken(id: string): Promise<AccessToken | undefined>

@@ -2,6 +2,7 @@ import type { Algorithm, Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
 import type { QuotaUse } from './quota-store.js'
+import type { Author } from './tag-store.js'
 
 /** An upload session. Times are milliseconds since 1970. */
 export interface Upload {
@@ -63,8 +64,8 @@ export interface NewManifest {
   readonly immutable: readonly string[]
   /** Only store when the (first) tag, or the manifest itself, is in this state now. */
   readonly condition: Condition | undefined
-  /** Who pushes it, for the history of its tags; undefined or '' where that is unknown. */
-  readonly user?: string | undefined
+  /** Who pushes it, for the history of its tags; undefined where that is unknown. */
+  readonly user?: Author | undefined
   readonly now: number
 }
 
@@ -99,8 +100,8 @@ export type DeleteResult =
 export interface Deletion {
   /** Patterns of tags that must not go. */
   readonly immutable: readonly string[]
-  /** Who does it, for the history of the tags; undefined or '' where that is unknown. */
-  readonly user?: string | undefined
+  /** Who does it, for the history of the tags; undefined where that is unknown. */
+  readonly user?: Author | undefined
   /** Milliseconds since 1970. */
   readonly now: number
 }

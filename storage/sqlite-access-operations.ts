@@ -2,6 +2,7 @@ import type { Database } from 'better-sqlite3'
 import {
   type AccessSettings,
   type AccessToken,
+  type AdminGuard,
   type Grant,
   refreshTokenPrefix,
   type Subject,
@@ -33,6 +34,14 @@ function prepareUsers(db: Database) {
   const remove = db.prepare('DELETE FROM user WHERE name = ?')
   const removeGrants = db.prepare("DELETE FROM access_grant WHERE kind = 'user' AND name = ?")
   const setGroups = prepareSetGroups(db)
+  const lastAdmin = db
+    .prepare<{ name: string }, number>(
+      `SELECT 1 FROM user WHERE name = :name AND is_admin = 1 AND is_disabled = 0
+       AND NOT EXISTS (SELECT 1 FROM user WHERE name <> :name AND is_admin = 1 AND is_disabled = 0)`,
+    )
+    .pluck()
+  const isKept = (name: string, guard: AdminGuard | undefined) =>
+    guard !== undefined && lastAdmin.get({ name }) !== undefined
 
   return {
     addUser(
@@ -51,16 +60,19 @@ function prepareUsers(db: Database) {
       return rehash.run(newHash, name, oldHash).changes === 1
     },
 
-    setDisabled(name: string, isDisabled: boolean): boolean {
+    setDisabled(name: string, isDisabled: boolean, guard?: AdminGuard): boolean | 'last-admin' {
+      if (isDisabled && isKept(name, guard)) return 'last-admin'
       if (isDisabled) removeRefreshTokens.run(name, `${refreshTokenPrefix}*`)
       return setDisabled.run(Number(isDisabled), Number(isDisabled), name).changes === 1
     },
 
-    setAdmin(name: string, isAdmin: boolean): boolean {
+    setAdmin(name: string, isAdmin: boolean, guard?: AdminGuard): boolean | 'last-admin' {
+      if (!isAdmin && isKept(name, guard)) return 'last-admin'
       return setAdmin.run(Number(isAdmin), name).changes === 1
     },
 
-    removeUser(name: string): boolean {
+    removeUser(name: string, guard?: AdminGuard): boolean | 'last-admin' {
+      if (isKept(name, guard)) return 'last-admin'
       removeGrants.run(name)
       return remove.run(name).changes === 1
     },

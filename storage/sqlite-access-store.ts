@@ -111,15 +111,15 @@ export class SqliteAccessStore implements AccessStore {
     return this.#writer.run('rehashPassword', ...args)
   }
 
-  setDisabled(...args: Parameters<AccessStore['setDisabled']>): Promise<boolean> {
+  setDisabled(...args: Parameters<AccessStore['setDisabled']>): ReturnType<AccessStore['setDisabled']> {
     return this.#writer.run('setDisabled', ...args)
   }
 
-  setAdmin(...args: Parameters<AccessStore['setAdmin']>): Promise<boolean> {
+  setAdmin(...args: Parameters<AccessStore['setAdmin']>): ReturnType<AccessStore['setAdmin']> {
     return this.#writer.run('setAdmin', ...args)
   }
 
-  removeUser(...args: Parameters<AccessStore['removeUser']>): Promise<boolean> {
+  removeUser(...args: Parameters<AccessStore['removeUser']>): ReturnType<AccessStore['removeUser']> {
     return this.#writer.run('removeUser', ...args)
   }
 

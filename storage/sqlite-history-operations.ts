@@ -1,7 +1,7 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { Tag } from '../src/oci/reference.js'
-import type { ChangeKind } from './tag-store.js'
+import type { Author, ChangeKind } from './tag-store.js'
 
 /** Changes of one tag that are remembered, give or take {@link trimEvery}. */
 const mostChanges = 1000
@@ -14,15 +14,15 @@ interface NewChange {
   readonly digest: Digest | undefined
   readonly previous: Digest | undefined
   readonly how: ChangeKind
-  readonly user: string | undefined
+  readonly user: Author | undefined
   readonly now: number
 }
 
 /** Writes down changes of tags, but for those of mirrors. */
 export function prepareHistory(db: Database) {
   const insert = db.prepare(
-    `INSERT INTO tag_history (repository_id, name, digest, previous, how, user, at)
-     SELECT :repository, :tag, :digest, :previous, :how, :user, :now
+    `INSERT INTO tag_history (repository_id, name, digest, previous, how, user, token, token_id, at)
+     SELECT :repository, :tag, :digest, :previous, :how, :user, :token, :tokenId, :now
      WHERE (SELECT mirror FROM repository WHERE id = :repository) IS NULL`,
   )
   const trim = db.prepare<{ repository: number; tag: string; most: number }>(
@@ -31,14 +31,16 @@ export function prepareHistory(db: Database) {
        ORDER BY id DESC LIMIT 1 OFFSET :most - 1)`,
   )
   return function noteChange(repository: number, tag: Tag, change: NewChange): void {
-    const { digest = null, previous = null, how, user = null, now } = change
+    const { digest = null, previous = null, how, user, now } = change
     const { changes, lastInsertRowid } = insert.run({
       repository,
       tag,
       digest,
       previous,
       how,
-      user: user === '' ? null : user,
+      user: user === undefined || user.name === '' ? null : user.name,
+      token: user?.accessToken?.name ?? null,
+      tokenId: user?.accessToken?.id ?? null,
       now,
     })
     if (changes === 1 && Number(lastInsertRowid) % trimEvery === 0) {

@@ -22,6 +22,8 @@ interface ChangeRow {
   readonly at: number
   readonly how: ChangeKind
   readonly user: string | null
+  readonly token: string | null
+  readonly tokenId: string | null
   readonly digest: Digest | null
   readonly previous: Digest | null
 }
@@ -42,7 +44,8 @@ type Queries = ReturnType<typeof prepareQueries>
 function prepareQueries(db: Database) {
   return {
     history: db.prepare<{ repository: string; tag: string | null; limit: number }, ChangeRow>(
-      `SELECT h.id AS entry, h.name AS tag, h.at, h.how, h.user, h.digest, h.previous
+      `SELECT h.id AS entry, h.name AS tag, h.at, h.how, h.user, h.token, h.token_id AS tokenId,
+         h.digest, h.previous
        FROM repository r JOIN tag_history h ON h.repository_id = r.id
        WHERE r.name = :repository AND (:tag IS NULL OR h.name = :tag) ORDER BY h.id DESC LIMIT :limit`,
     ),
@@ -107,9 +110,10 @@ export class SqliteTagStore implements TagStore {
 
   listHistory(repository: RepositoryName, tag: Tag | undefined, limit: number): Promise<TagChange[]> {
     return this.#read((queries) =>
-      queries.history.all({ repository, tag: tag ?? null, limit }).map((row) => ({
+      queries.history.all({ repository, tag: tag ?? null, limit }).map(({ token, tokenId, ...row }) => ({
         ...row,
         user: row.user ?? undefined,
+        accessToken: token === null || tokenId === null ? undefined : { id: tokenId, name: token },
         digest: row.digest ?? undefined,
         previous: row.previous ?? undefined,
       })),

@@ -4,6 +4,14 @@ import type { RepositoryName, Tag } from '../src/oci/reference.js'
 /** How a tag came to change. */
 export type ChangeKind = 'push' | 'delete' | 'retention' | 'restore'
 
+/** Who changes a tag. */
+export interface Author {
+  /** '' is nobody who is known. */
+  readonly name: string
+  /** The access token that it is done with, if any. */
+  readonly accessToken?: { readonly id: string; readonly name: string } | undefined
+}
+
 /** One change of a tag. Times are milliseconds since 1970. */
 export interface TagChange {
   /** Its number: later changes, of whatever tag, have larger ones. */
@@ -13,6 +21,8 @@ export interface TagChange {
   readonly how: ChangeKind
   /** Who did it, where that is known. */
   readonly user: string | undefined
+  /** The access token that it was done with, as it was called then. */
+  readonly accessToken: Author['accessToken']
   /** What the tag points at since then; undefined where it was removed. */
   readonly digest: Digest | undefined
   /** What it pointed at before; undefined where it was not there. */
@@ -44,7 +54,7 @@ export interface Restoration {
   readonly to: 'previous' | { readonly entry: number } | { readonly digest: Digest }
   /** Patterns of tags that must not move once they are there (see matchesTag). */
   readonly immutable: readonly string[]
-  readonly user: string | undefined
+  readonly user: Author | undefined
   readonly now: number
 }
 

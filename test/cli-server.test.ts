@@ -96,44 +96,44 @@ t.test('users: add, passwd, disable, enable and remove hold on all workers withi
   const { server, run } = await online(t)
   t.match(server.stderr(), /there are no users.* user add NAME --admin/)
   t.match(server.stdout()[2], /^Add the first user: .* user add NAME --admin --config /)
-  t.equal(await statusOf(server, '/v2/', basic('ann', 'first')), 401)
+  t.equal(await statusOf(server, '/v2/', basic('ann', 'first words')), 401)
 
-  const added = await did(t, run('user add ann --admin', 'first\n'))
+  const added = await did(t, run('user add ann --admin', 'first words\n'))
   t.equal(added.stdout, 'Added the admin ann.\n')
   t.equal(added.stderr, '')
-  await soonEverywhere(t, server, 200, '/v2/', basic('ann', 'first'), 'the login')
-  t.equal(await statusOf(server, '/v2/', basic('ann', 'First')), 401, 'another password')
+  await soonEverywhere(t, server, 200, '/v2/', basic('ann', 'first words'), 'the login')
+  t.equal(await statusOf(server, '/v2/', basic('ann', 'First words')), 401, 'another password')
 
   const manifest = image()
-  await push(as(server, basic('ann', 'first')), 'team/app', 'v1', manifest)
+  await push(as(server, basic('ann', 'first words')), 'team/app', 'v1', manifest)
   const tags = '/v2/team/app/tags/list'
-  const old = await bearer(server, 'ann', 'first', 'repository:team/app:pull')
+  const old = await bearer(server, 'ann', 'first words', 'repository:team/app:pull')
   await soonEverywhere(t, server, 200, tags, old, 'a bearer token')
 
-  await did(t, run('user passwd ann', 'second\r\nnot this line\n'))
+  await did(t, run('user passwd ann', 'second words\r\nnot this line\n'))
   await soonEverywhere(t, server, 401, tags, old, 'a token from before passwd')
-  t.equal(await statusOf(server, '/v2/', basic('ann', 'first')), 401)
-  t.equal(await statusOf(server, '/v2/', basic('ann', 'second')), 200)
+  t.equal(await statusOf(server, '/v2/', basic('ann', 'first words')), 401)
+  t.equal(await statusOf(server, '/v2/', basic('ann', 'second words')), 200)
 
-  const newer = await bearer(server, 'ann', 'second', 'repository:team/app:pull')
+  const newer = await bearer(server, 'ann', 'second words', 'repository:team/app:pull')
   await soonEverywhere(t, server, 200, tags, newer, 'a new bearer token')
-  const disabled = await did(t, run('user disable ann'))
+  const disabled = await did(t, run('user disable ann --last-admin'))
   t.match(disabled.stdout, /^Disabled ann/)
   await soonEverywhere(t, server, 401, tags, newer, 'a token of somebody disabled')
-  await soonEverywhere(t, server, 401, '/v2/', basic('ann', 'second'), 'a login of somebody disabled')
-  t.match((await did(t, run('user disable ann'))).stdout, /already/, 'once more changes nothing')
+  await soonEverywhere(t, server, 401, '/v2/', basic('ann', 'second words'), 'a login of somebody disabled')
+  t.match((await did(t, run('user disable ann --last-admin'))).stdout, /already/, 'once more changes nothing')
 
   await did(t, run('user enable ann'))
-  await soonEverywhere(t, server, 200, '/v2/', basic('ann', 'second'), 'the login of somebody enabled')
+  await soonEverywhere(t, server, 200, '/v2/', basic('ann', 'second words'), 'the login of somebody enabled')
   t.equal(await statusOf(server, tags, newer), 401, 'what ended with disabling stays ended')
 
-  await did(t, run('user admin ann off'))
-  await soonEverywhere(t, server, 403, tags, basic('ann', 'second'), 'an admin that is none any more')
+  await did(t, run('user admin ann off --last-admin'))
+  await soonEverywhere(t, server, 403, tags, basic('ann', 'second words'), 'an admin that is none any more')
   await did(t, run('user admin ann on'))
-  await soonEverywhere(t, server, 200, tags, basic('ann', 'second'), 'an admin again')
+  await soonEverywhere(t, server, 200, tags, basic('ann', 'second words'), 'an admin again')
 
-  await did(t, run('user remove ann --yes'))
-  await soonEverywhere(t, server, 401, '/v2/', basic('ann', 'second'), 'the login of somebody removed')
+  await did(t, run('user remove ann --yes --last-admin'))
+  await soonEverywhere(t, server, 401, '/v2/', basic('ann', 'second words'), 'the login of somebody removed')
 })
 
 t.test('grants hold at once: user, group, authenticated, anonymous', async (t) => {
@@ -280,10 +280,10 @@ t.test('an htpasswd file is imported; other hashes and existing names are named'
 
 t.test('a rotated key signs, and what the old one signed stays good', async (t) => {
   const { server, run } = await online(t)
-  await did(t, run('user add ann --admin', 'secret'))
-  await push(as(server, basic('ann', 'secret')), 'app', 'v1', image())
+  await did(t, run('user add ann --admin', 'secret words'))
+  await push(as(server, basic('ann', 'secret words')), 'app', 'v1', image())
   const tags = '/v2/app/tags/list'
-  const before = await bearer(server, 'ann', 'secret', 'repository:app:pull')
+  const before = await bearer(server, 'ann', 'secret words', 'repository:app:pull')
   t.equal((await did(t, run('key list'))).stdout.match(/signs$/gm)?.length, 1)
 
   await did(t, run('key rotate'))
@@ -294,7 +294,7 @@ t.test('a rotated key signs, and what the old one signed stays good', async (t) 
   // Tokens of either key are taken by either worker, also while not all have seen the new one.
   let refusals = 0
   await eventually('the new key signs', async () => {
-    const fresh = await bearer(server, 'ann', 'secret', 'repository:app:pull')
+    const fresh = await bearer(server, 'ann', 'secret words', 'repository:app:pull')
     for (let probe = 0; probe < 4; probe++) if ((await statusOf(server, tags, fresh)) !== 200) refusals++
     if ((await statusOf(server, tags, before)) !== 200) refusals++
     return idOf(fresh) !== idOf(before)

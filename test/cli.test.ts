@@ -113,7 +113,7 @@ t.test('misuse has exit code 2 and says what to type', async (t) => {
 
   const help = (words: string, command = '') =>
     new RegExp(`^${words}.*\\. "[^"]*${command}--help[^"]*" shows what there is\\.\\n$`)
-  await refused(t, run('user add ann CANARY', 'secret'), 2, help('There are words after NAME', 'user '))
+  await refused(t, run('user add ann CANARY', 'secret words'), 2, help('There are words after NAME', 'user '))
   await refused(t, run('swim'), 2, help('There is no command "swim"'))
   await refused(t, runCommand(data, []), 2, help('Name a command'))
   await addUsers(t, run, 'ann')
@@ -137,7 +137,7 @@ function snapshot(folder: string): Map<string, string> {
 
 t.test('what cannot be done has exit code 1 and changes nothing', async (t) => {
   const { run, data } = await offline(t)
-  await did(t, run('user add ann --group devs', 'secret'))
+  await did(t, run('user add ann --group devs', 'secret words'))
   await did(t, run('token create --user ann --name ci'))
   const refusals: Record<string, RegExp> = {
     'user add ann': /^There is a user ann already: "[^"]*user passwd ann[^"]*" changes the password\.$/m,
@@ -162,7 +162,12 @@ t.test('what cannot be done has exit code 1 and changes nothing', async (t) => {
     t.ok(failure instanceof Refusal, `${line}: ${failure.message}`)
     t.match(failure.message, words, line)
   }
-  await refused(t, run('user passwd bob', 'secret'), 1, /^There is no user bob: "[^"]*user list[^"]*" shows/)
+  await refused(
+    t,
+    run('user passwd bob', 'secret words'),
+    1,
+    /^There is no user bob: "[^"]*user list[^"]*" shows/,
+  )
   writeFileSync(join(data, '..', 'file'), '')
   const nowhere = await run(`backup ${join(data, '..', 'file', 'copy')}`)
   t.match(
@@ -206,15 +211,15 @@ t.test('passwords that nobody can have are refused, and none has to be typed for
   t.equal((await taken.done).code, 1)
   // One line is enough, although more could come.
   const line = startCommand(['user', 'passwd', 'ann'], { env: { BOATHOUSE_DATA: data } })
-  line.write('sec')
-  line.write('ret\n')
+  line.write('secret ')
+  line.write('words\n')
   t.equal((await line.done).code, 0)
 })
 
 t.test('users are listed for people and for programs, without a hash', async (t) => {
   const { run } = await offline(t)
-  await did(t, run('user add ann --admin', 'secret'))
-  const added = await did(t, run('user add bob --group ops --group devs --group ops', 'secret'))
+  await did(t, run('user add ann --admin', 'secret words'))
+  const added = await did(t, run('user add bob --group ops --group devs --group ops', 'secret words'))
   t.equal(added.stdout, 'Added the user bob to ops, devs.\n')
   await did(t, run('user disable bob'))
   t.equal((await did(t, run('user groups bob'))).stdout, 'bob is in devs, ops.\n')
@@ -254,12 +259,13 @@ t.test('a data folder comes from flag, variable or file, and commands never make
   const folder = scratchDir(t)
   const config = join(folder, 'boathouse.yaml')
   writeFileSync(config, `data: ${data}\n`)
-  const add = (words: string[], env = {}) => runCommand('', ['user', 'add', ...words], 'secret', { env })
+  const add = (words: string[], env = {}) =>
+    runCommand('', ['user', 'add', ...words], 'secret words', { env })
   await did(t, add(['a', '--data', data]))
   await did(t, add(['b'], { BOATHOUSE_DATA: data }))
   await did(t, add(['c', '--config', config]))
   await did(t, add(['d'], { BOATHOUSE_CONFIG: config }))
-  await did(t, runCommand('', ['--data', data, 'user', '--admin', 'add', 'e'], 'secret'))
+  await did(t, runCommand('', ['--data', data, 'user', '--admin', 'add', 'e'], 'secret words'))
   const users = (await did(t, runCommand(data, ['user', 'list', '--json']))).stdout
   t.strictSame(
     (JSON.parse(users) as { name: string }[]).map(({ name }) => name),
@@ -276,7 +282,7 @@ t.test('a data folder comes from flag, variable or file, and commands never make
     'key rotate',
     'access export',
   ]) {
-    await refused(t, commandsOn(nowhere)(command, 'secret'), 1, words)
+    await refused(t, commandsOn(nowhere)(command, 'secret words'), 1, words)
   }
   t.notOk(existsSync(nowhere))
   const file = join(folder, 'a-file')
@@ -306,7 +312,7 @@ t.test('a data folder of another version is refused and left as it is', async (t
     db.close()
     const before = readFileSync(join(data, 'boathouse.db'))
     await refused(t, run('user list'), 1, words)
-    await refused(t, run('user add ann', 'secret'), 1, words)
+    await refused(t, run('user add ann', 'secret words'), 1, words)
     t.ok(readFileSync(join(data, 'boathouse.db')).equals(before), 'not a byte was changed')
   }
   const { data, run } = await offline(t)
@@ -350,7 +356,7 @@ t.test("root's commands leave the files to their owner", { skip: !isRoot && 'nee
   const everything = () =>
     ['', ...readdirSync(data, { recursive: true, encoding: 'utf8' })].map((name) => join(data, name))
   for (const path of everything()) chownSync(path, owner, owner)
-  await did(t, run('user add ann', 'secret'))
+  await did(t, run('user add ann', 'secret words'))
   await did(t, run('key rotate'))
   const others = everything().filter((path) => statSync(path).uid !== owner)
   t.strictSame(others, [])
@@ -381,15 +387,90 @@ t.test('where the settings name a signing key, key rotate says so', async (t) =>
 t.test('commands at the same time all take effect', async (t) => {
   const { data, run } = await offline(t)
   const names = Array.from({ length: 6 }, (_, index) => `user-${index}`)
-  const runs = await Promise.all(names.map((name) => run(`user add ${name} --group all`, 'secret')))
+  const runs = await Promise.all(names.map((name) => run(`user add ${name} --group all`, 'secret words')))
   t.strictSame(
     runs.map(({ code }) => code),
     names.map(() => 0),
   )
-  const same = await Promise.all(names.map(() => runCommand(data, ['user', 'add', 'one'], 'secret')))
+  const same = await Promise.all(names.map(() => runCommand(data, ['user', 'add', 'one'], 'secret words')))
   t.strictSame(same.map(({ code }) => code).sort(), [0, 1, 1, 1, 1, 1], 'one name is taken once')
   t.match(
     (await did(t, run('access export'))).stdout,
     new RegExp(names.map((name) => `- ${name}\n`).join(' +')),
   )
+})
+
+t.test('S111: a new password has at least 8 characters; those that are there stay good', async (t) => {
+  const { run } = await offline(t)
+  const short =
+    /^A new password has at least 8 characters, .* nothing was changed\..*"boathouse token create"/
+  for (const password of ['x', 'seven!!', 'pässwör', '\u{1f512}'.repeat(7), 'e\u0301'.repeat(7)])
+    await refused(t, run('user add ann --admin', `${password}\n`), 1, short)
+  t.match((await did(t, run('user list'))).stdout, /^There are no users/)
+  for (const [name, password] of [
+    ['ann', 'eight ch'],
+    ['bob', '\u{1f512}'.repeat(8)],
+  ] as const)
+    await did(t, run(`user add ${name}`, password))
+  await refused(t, run('user passwd ann', 'x\n'), 1, short)
+  await did(t, run('user passwd ann', 'another one\n'))
+})
+
+t.test('S111: the password of the first admin from a file is no shorter', async (t) => {
+  const data = join(scratchDir(t), 'data')
+  const file = join(scratchDir(t), 'password')
+  const start = () =>
+    startCommand(['serve', '--listen', '127.0.0.1:0'], {
+      env: { BOATHOUSE_DATA: data, BOATHOUSE_AUTH: 'token', BOATHOUSE_ADMIN_PASSWORD_FILE: file },
+    })
+  writeFileSync(file, 'short\n')
+  const { code, stdout, stderr } = await start().done
+  t.equal(code, 1)
+  t.match(
+    `${stdout}${stderr}`,
+    /admin\.passwordFile names a file whose password has less than 8 characters: .*\./,
+  )
+})
+
+t.test('S111: the last admin goes only when that is said', async (t) => {
+  const { run } = await offline(t)
+  const file = join(scratchDir(t), 'access.yaml')
+  writeFileSync(file, 'groups: {}\ngrants: []\n')
+  const last =
+    /^The last admin who can log in is ann: make another first with "boathouse user admin NAME on", or add --last-admin\./
+  const states = async () =>
+    (JSON.parse((await did(t, run('user list --json'))).stdout) as Record<string, unknown>[]).map(
+      ({ name, admin, disabled }) =>
+        `${name}${admin === true ? ' admin' : ''}${disabled === true ? ' disabled' : ''}`,
+    )
+  await did(t, run('user add ann --admin --group ops', 'secret words'))
+  await did(t, run('user add bob --admin', 'secret words'))
+  await did(t, run('user disable bob'))
+  for (const line of ['user disable ann', 'user admin ann off', 'user remove ann --yes'])
+    await refused(t, run(line), 1, last)
+  // Groups and grants have no say in who is an admin.
+  for (const line of [
+    'user groups ann --none',
+    `access apply ${file}`,
+    'user disable bob',
+    'user admin ann on',
+  ])
+    await did(t, run(line))
+  t.strictSame(await states(), ['ann admin', 'bob admin disabled'])
+
+  await did(t, run('user enable bob'))
+  await did(t, run('user disable ann'))
+  t.strictSame(await states(), ['ann admin disabled', 'bob admin'])
+  await did(t, run('user remove ann --yes'))
+  await did(t, run('user admin bob off --last-admin'))
+  t.strictSame(await states(), ['bob'], 'where it is said, there is none')
+  await did(t, run('user disable bob'))
+  await did(t, run('user remove bob --yes'))
+})
+
+t.test('S111: of two admins who disable each other at once, one stays', async (t) => {
+  const { run } = await offline(t)
+  for (const name of ['ann', 'bob']) await did(t, run(`user add ${name} --admin`, 'secret words'))
+  const runs = await Promise.all([run('user disable ann'), run('user disable bob')])
+  t.same(runs.map(({ code }) => code).sort(), [0, 1])
 })

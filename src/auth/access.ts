@@ -7,6 +7,8 @@ export type { Action }
 /** Who asks. The empty name is anonymous. */
 export interface Identity {
   readonly name: string
+  /** The access token that proved it, itself or by what was got with it. Neither its name nor its id is secret. */
+  readonly accessToken?: { readonly id: string; readonly name: string } | undefined
 }
 
 export const anonymous: Identity = { name: '' }

@@ -47,8 +47,11 @@ interface Rights {
   readonly own: RuleSet
 }
 
-/** Hears of every password that was compared: one that is remembered is not compared again. */
-export type LoginObserver = (name: string, address: string, isRight: boolean) => void
+/**
+ * Hears of every password that was compared, and whose it was if it was right: one that is remembered is not compared
+ * again.
+ */
+export type LoginObserver = (name: string, address: string, account: Account | undefined) => void
 
 /** What accounts work with. */
 export interface AccountOptions {
@@ -124,7 +127,7 @@ export class Accounts {
     }
     const weight = this.#throttle.admit(address, name)
     const account = await this.#prove(name, password, weight)
-    this.#onLogin(name, address, account !== undefined)
+    this.#onLogin(name, address, account)
     if (account === undefined) {
       await this.#throttle.failed(address, name)
       return undefined
@@ -177,7 +180,7 @@ export class Accounts {
     return {
       name,
       epoch: user?.epoch ?? 0,
-      accessToken: token,
+      accessToken: token && { id: token.id, name: token.name, expiresAt: token.expiresAt },
       version,
       may: (action, repository) =>
         ((user?.isAdmin === true || own.allows(action, repository)) &&

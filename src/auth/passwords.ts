@@ -105,6 +105,14 @@ export function isPassword(text: string): boolean {
   return text.length > 0 && !text.includes('\0') && Buffer.byteLength(text) <= longestPassword
 }
 
+/** Fewest characters of a password that somebody chooses now (NIST SP 800-63B, 5.1.1.1); older ones stay good. */
+export const shortestPassword = 8
+
+/** Whether a new password has too few characters: as people count them, not in bytes. */
+export function isTooShort(text: string): boolean {
+  return [...text.normalize('NFC')].length < shortestPassword
+}
+
 /** Whether the text is a bcrypt hash, as htpasswd files have it. */
 export function isBcryptHash(text: string): boolean {
   return /^\$2[aby]\$(?:0[4-9]|1[0-7])\$[./A-Za-z0-9]{53}$/.test(text)

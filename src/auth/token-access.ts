@@ -1,6 +1,6 @@
 import { RegistryError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
-import type { AccessPolicy, Action, Caller, Credentials, Mount, Resource } from './access.js'
+import type { AccessPolicy, Action, Caller, Credentials, Identity, Mount, Resource } from './access.js'
 import { ChallengeError } from './access.js'
 import type { Account, Accounts } from './accounts.js'
 import { LeastRecentlyUsed } from './lru.js'
@@ -26,13 +26,20 @@ type Proof =
   | { readonly via: 'token'; readonly scopes: readonly Scope[] }
   | { readonly via: 'rejected'; readonly problem: 'invalid_token' | undefined; readonly message: string }
 
+/** Who an account is. */
+export function identityOf({ name, accessToken }: Account): Identity {
+  return accessToken === undefined
+    ? { name }
+    : { name, accessToken: { id: accessToken.id, name: accessToken.name } }
+}
+
 class TokenCaller implements Caller {
-  readonly identity: { readonly name: string }
+  readonly identity: Identity
   readonly proof: Proof
   readonly #account: Account
 
   constructor(account: Account, proof: Proof) {
-    this.identity = { name: account.name }
+    this.identity = identityOf(account)
     this.proof = proof
     this.#account = account
   }

@@ -1,6 +1,6 @@
 import { createInterface, type Interface } from 'node:readline'
 import { Writable } from 'node:stream'
-import { isPassword } from '../auth/passwords.js'
+import { isPassword, isTooShort, shortestPassword } from '../auth/passwords.js'
 import { Misuse, Refusal } from './command.js'
 
 /** Longest line that is read from standard input, in bytes. */
@@ -8,13 +8,18 @@ const longestLine = 4096
 
 /**
  * A new password: asked for twice on a terminal, without showing it, or the first line of standard input.
- * @throws Refusal for one that nobody can have, and when the two differ
+ * @throws Refusal for one that nobody can have or that is too short, and when the two differ
  */
 export async function readNewPassword(name: string): Promise<string> {
   const password = process.stdin.isTTY ? await askTwice(name) : await readFirstLine()
   if (password === '') throw new Refusal('The password is empty: type one, or send it to standard input.')
   if (!isPassword(password)) {
     throw new Refusal('A password has at most 1024 bytes and no NUL: nothing was changed.')
+  }
+  if (isTooShort(password)) {
+    throw new Refusal(
+      `A new password has at least ${shortestPassword} characters, such as a few words: nothing was changed. For a machine, "boathouse token create" makes a better one.`,
+    )
   }
   return password
 }

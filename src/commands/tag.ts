@@ -86,6 +86,8 @@ interface ChangeRow {
   readonly tag: string
   readonly how: string
   readonly by: string | null
+  /** The access token that it was done with: the job, where each has one of its own. */
+  readonly token: { readonly id: string; readonly name: string } | null
   readonly digest: string | null
   readonly previous: string | null
   /** Whether the digest, or where there is none the one before, can be restored; a time is that until when it surely can. */
@@ -100,7 +102,7 @@ async function describeAll(
   undo: number,
 ): Promise<ChangeRow[]> {
   const rows: ChangeRow[] = []
-  for (const { entry, at, tag, how, user, digest, previous } of changes) {
+  for (const { entry, at, tag, how, user, accessToken, digest, previous } of changes) {
     const meant = digest ?? previous
     const remains = meant === undefined ? undefined : await tags.findRemains(repository, meant)
     const until = remains?.state === 'deleted' ? formatTime(remains.deletedAt + undo, '') : null
@@ -110,6 +112,7 @@ async function describeAll(
       tag,
       how,
       by: user ?? null,
+      token: accessToken ?? null,
       digest: digest ?? null,
       previous: previous ?? null,
       restorable: remains !== undefined && remains.state !== 'gone',
@@ -128,7 +131,7 @@ function tableOf(rows: readonly ChangeRow[], hasTags: boolean): string {
       row.time,
       ...(hasTags ? [row.tag] : []),
       row.how,
-      row.by ?? '-',
+      row.token === null ? (row.by ?? '-') : `${row.by} (token ${row.token.name})`,
       row.digest ?? `none, was ${row.previous}`,
       row.restorable ? (row.until === null ? 'yes' : `until ${row.until}`) : 'no',
     ]),
@@ -147,7 +150,7 @@ async function restore(args: readonly string[]): Promise<number> {
       tag,
       to,
       immutable: tagPatternsFor(config.tags.immutable.map(parseTagPattern), repository),
-      user: systemUser(),
+      user: { name: systemUser() },
       now: Date.now(),
     })
     if (result.outcome !== 'restored' && result.outcome !== 'unchanged') throw refusalOf(result, name)

@@ -1,6 +1,15 @@
-import type { User } from '../../storage/access-store.js'
+import type { AdminGuard, User } from '../../storage/access-store.js'
 import { Passwords } from '../auth/passwords.js'
-import { commandGroup, Misuse, parse, Refusal, say, sharedUsage, words } from './command.js'
+import {
+  commandGroup,
+  Misuse,
+  parse,
+  Refusal,
+  type SharedValues,
+  say,
+  sharedUsage,
+  words,
+} from './command.js'
 import { checkName } from './names.js'
 import { noteOpenness } from './openness.js'
 import { confirm, readNewPassword } from './prompt.js'
@@ -20,7 +29,8 @@ const usage = `Users: who may log in
   boathouse user list [--json]
   boathouse user import FILE                             add the users of an htpasswd file (bcrypt); - is stdin
 
-Passwords are asked for on a terminal, and are the first line of standard input elsewhere.
+Passwords are asked for on a terminal, and are the first line of standard input elsewhere. A new one has at least 8
+characters. The last admin is not disabled, removed or made an ordinary user unless --last-admin says so, too.
 
 ${sharedUsage}`
 
@@ -28,8 +38,8 @@ ${sharedUsage}`
 export const user = commandGroup('user', usage, {
   add,
   passwd,
-  disable: (args) => setDisabled(args, true),
-  enable: (args) => setDisabled(args, false),
+  disable,
+  enable,
   admin,
   groups,
   remove,
@@ -78,9 +88,38 @@ async function passwd(args: readonly string[]): Promise<number> {
   })
 }
 
-async function setDisabled(args: readonly string[], isDisabled: boolean): Promise<number> {
+const lastAdmin = { 'last-admin': { type: 'boolean' } } as const
+
+/** What must be said to leave nobody who may do everything. */
+function guardOf(values: { readonly 'last-admin'?: boolean | undefined }): AdminGuard | undefined {
+  return values['last-admin'] === true ? undefined : 'keep-an-admin'
+}
+
+/** @throws Refusal unless the change was made */
+function mustBeDone(outcome: boolean | 'last-admin', name: string): void {
+  if (outcome === false) throw unknownUser(name)
+  if (outcome !== 'last-admin') return
+  throw new Refusal(
+    `The last admin who can log in is ${name}: make another first with "boathouse user admin NAME on", or add --last-admin. Nothing was changed.`,
+  )
+}
+
+function disable(args: readonly string[]): Promise<number> {
+  const { values, positionals } = parse(args, lastAdmin)
+  return setDisabled(values, words(positionals, 'NAME')[0], true, guardOf(values))
+}
+
+function enable(args: readonly string[]): Promise<number> {
   const { values, positionals } = parse(args, {})
-  const [name] = words(positionals, 'NAME')
+  return setDisabled(values, words(positionals, 'NAME')[0], false, undefined)
+}
+
+async function setDisabled(
+  values: SharedValues,
+  name: string,
+  isDisabled: boolean,
+  guard: AdminGuard | undefined,
+): Promise<number> {
   return withPlace(values, async ({ access, audit }) => {
     const { isDisabled: was } = await mustFind(access, name)
     const state = isDisabled ? 'disabled' : 'enabled'
@@ -88,7 +127,7 @@ async function setDisabled(args: readonly string[], isDisabled: boolean): Promis
       say(`${name} is ${state} already.`)
       return 0
     }
-    if (!(await access.setDisabled(name, isDisabled))) throw unknownUser(name)
+    mustBeDone(await access.setDisabled(name, isDisabled, guard), name)
     audit(`user ${state}`, { name })
     say(isDisabled ? `Disabled ${name}: no login of theirs is good any more.` : `Enabled ${name}.`)
     return 0
@@ -96,12 +135,12 @@ async function setDisabled(args: readonly string[], isDisabled: boolean): Promis
 }
 
 async function admin(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parse(args, {})
+  const { values, positionals } = parse(args, lastAdmin)
   const [name, state] = words(positionals, 'NAME', 'on|off')
   if (state !== 'on' && state !== 'off') throw new Misuse('Write on or off after the name.')
   const isAdmin = state === 'on'
   return withPlace(values, async ({ access, audit }) => {
-    if (!(await access.setAdmin(name, isAdmin))) throw unknownUser(name)
+    mustBeDone(await access.setAdmin(name, isAdmin, guardOf(values)), name)
     audit(isAdmin ? 'admin made' : 'admin ended', { name })
     say(
       isAdmin
@@ -133,14 +172,14 @@ async function groups(args: readonly string[]): Promise<number> {
 }
 
 async function remove(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parse(args, { yes: { type: 'boolean' } })
+  const { values, positionals } = parse(args, { yes: { type: 'boolean' }, ...lastAdmin })
   const [name] = words(positionals, 'NAME')
   return withPlace(values, async ({ access, audit }) => {
     await mustFind(access, name)
     if (values.yes !== true && !(await confirm(removeQuestion(name), 'add --yes'))) {
       throw new Refusal('Stopped: nothing was changed.')
     }
-    if (!(await access.removeUser(name))) throw unknownUser(name)
+    mustBeDone(await access.removeUser(name, guardOf(values)), name)
     audit('user removed', { name })
     say(`Removed ${name}, with access tokens and grants. What ${name} pushed stays.`)
     return 0

@@ -24,13 +24,22 @@ export interface Authority {
  * Decides about a request from its row in the endpoint table, before a byte of its body is read.
  * @param name the repository in the path, as it came
  * @param address the client's
+ * @param onCaller hears who asks as soon as that is known: the log names him also when he is refused
  * @throws RegistryError NAME_INVALID, DENIED, TOOMANYREQUESTS; ChallengeError
  */
 export async function authorize(
   route: Route,
   request: IncomingMessage,
   { access, names }: Authority,
-  { name, address }: { readonly name: string | undefined; readonly address: string },
+  {
+    name,
+    address,
+    onCaller,
+  }: {
+    readonly name: string | undefined
+    readonly address: string
+    readonly onCaller: (caller: Caller) => void
+  },
 ): Promise<Authorized> {
   const isOpen = route.resource === 'open'
   const authorization = isOpen ? undefined : request.headers.authorization
@@ -39,6 +48,7 @@ export async function authorize(
     address,
     isForwarded: !isOpen && isForwarded(request),
   })
+  onCaller(caller)
   const asker = askerOf(route, access, caller, address)
   const target =
     route.resource === 'repository' ? await findTarget(route, request, names, name, asker) : undefined

@@ -1,5 +1,5 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
-import type { Caller } from '../auth/access.js'
+import type { Caller, Identity } from '../auth/access.js'
 import type { RepositoryName } from '../oci/reference.js'
 import type { Target } from '../registry/names.js'
 import { type Outbox, smallAnswer } from './outbox.js'
@@ -22,6 +22,8 @@ export class Exchange {
   readonly caller: Caller
   /** The client's address. */
   readonly address: string
+  /** Who asks, for the log: the caller, until a handler finds out more. */
+  identity: Identity
   readonly #target: Target | undefined
   readonly #outbox: Outbox
   #query: URLSearchParams | undefined
@@ -41,6 +43,7 @@ export class Exchange {
     this.response = response
     this.params = route.params
     this.caller = route.caller
+    this.identity = route.caller.identity
     this.address = route.address
     this.#target = route.target
     this.#outbox = route.outbox

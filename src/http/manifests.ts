@@ -59,7 +59,7 @@ export function manifestHandlers({ manifests, audit, intake }: ManifestHandlerOp
           bytes,
           contentType: request.headers['content-type'],
           condition: readCondition(request),
-          user: exchange.caller.identity.name,
+          user: exchange.caller.identity,
           mayBorrow: mayBorrow(exchange),
         })
       const pushed = hasBody(request)
@@ -78,7 +78,7 @@ export function manifestHandlers({ manifests, audit, intake }: ManifestHandlerOp
     async deleteManifest(exchange: Exchange): Promise<void> {
       const reference = parseReference(exchange.param('reference'))
       const { repository, caller } = exchange
-      const user = caller.identity.name
+      const user = caller.identity
       if (reference.kind === 'tag') await manifests.deleteTag(repository, reference.tag, user)
       else await manifests.deleteManifest(repository, reference.digest, user)
       audit(exchange, 'delete', { repository: exchange.repository, manifest: exchange.param('reference') })

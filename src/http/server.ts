@@ -2,7 +2,7 @@ import { type IncomingMessage, METHODS, type Server, type ServerResponse } from 
 import type { Socket } from 'node:net'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import type { Logger } from 'pino'
-import type { AccessPolicy } from '../auth/access.js'
+import type { AccessPolicy, Caller, Identity } from '../auth/access.js'
 import { redactPath } from '../auth/redact.js'
 import { RegistryError } from '../oci/errors.js'
 import { withHops } from '../registry/hops.js'
@@ -166,7 +166,7 @@ async function serve(
   const request = origin.raw
   const { socket } = request
   const address = clientAddress(origin)
-  let user: string | undefined
+  let known: Pick<Exchange, 'identity'> | undefined
   let refusal: RegistryError | undefined
   response.once('close', () => {
     const seconds = (performance.now() - started) / 1000
@@ -179,7 +179,8 @@ async function serve(
       seconds,
       ...bytes,
     })
-    logRequest(logger, request, response, { route, seconds, refusal, user, address, ...bytes })
+    const about = { route, seconds, refusal, who: known?.identity, address, ...bytes }
+    logRequest(logger, request, response, about)
   })
   try {
     if (options.trustedProxies.length > 0) connections.countProxied(request, response, address)
@@ -188,8 +189,10 @@ async function serve(
     if (match === 'invalid') throw new RegistryError('NAME_INVALID', 'the path is not valid')
     if (match === undefined) throw unmatched(request.url ?? '/')
     const { route, params } = match
-    const authorized = await authorize(route, request, options, { name: params.name, address })
-    user = authorized.caller.identity.name
+    const onCaller = (caller: Caller) => {
+      known = caller
+    }
+    const authorized = await authorize(route, request, options, { name: params.name, address, onCaller })
     if (authorized.target?.namespace !== undefined) {
       response.setHeader('OCI-Namespace', authorized.target.namespace) // MI-21
     }
@@ -199,6 +202,7 @@ async function serve(
       outbox: options.outbox,
       ...authorized,
     })
+    known = exchange
     await withHops(request.headers.via, () => handlers[route.handler](exchange)).catch((error) => {
       const settled = settleUnknown(route, access, authorized, error)
       if (settled !== error && settled instanceof RegistryError) exchange.warn(settled.message)
@@ -291,6 +295,15 @@ function pathOf(url: string): string {
   return redactPath((url.split('?', 1)[0] ?? '').replaceAll('%2F', '/').slice(0, 512))
 }
 
+/** Who it was, as log lines have it; nothing for nobody in particular. */
+export function describeIdentity(identity: Identity | undefined): Readonly<Record<string, string>> {
+  if (identity === undefined || identity.name === '') return {}
+  const { name: user, accessToken } = identity
+  return accessToken === undefined
+    ? { user }
+    : { user, accessToken: accessToken.name, accessTokenId: accessToken.id }
+}
+
 /** One line a request. Neither query nor headers: both may hold secrets (reliability S63). */
 function logRequest(
   logger: Logger,
@@ -302,7 +315,7 @@ function logRequest(
     bytesIn: number
     bytesOut: number
     refusal: RegistryError | undefined
-    user: string | undefined
+    who: Identity | undefined
     address: string
   },
 ): void {
@@ -317,7 +330,7 @@ function logRequest(
     in: about.bytesIn,
     out: about.bytesOut,
     remote: about.address,
-    ...(about.user === undefined || about.user === '' ? {} : { user: about.user }),
+    ...describeIdentity(about.who),
     agent: request.headers['user-agent']?.slice(0, 200),
     ...(response.writableFinished ? {} : { aborted: true }),
     ...(refusal === undefined ? {} : { refused: refusal.kind, reason: refusal.message.slice(0, 300) }),

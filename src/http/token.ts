@@ -1,6 +1,6 @@
 import type { Account, Accounts } from '../auth/accounts.js'
 import { formatScope, parseScopes, type Scope } from '../auth/scopes.js'
-import { loginBasic, readBasic, wrongPassword } from '../auth/token-access.js'
+import { identityOf, loginBasic, readBasic, wrongPassword } from '../auth/token-access.js'
 import type { Tokens } from '../auth/tokens.js'
 import { RegistryError } from '../oci/errors.js'
 import type { NameResolver } from '../registry/names.js'
@@ -51,6 +51,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
 
   async function grant(exchange: Exchange, applicant: Applicant, asked: TokenRequest) {
     const { account } = applicant
+    exchange.identity = identityOf(account)
     if (asked.service !== null && asked.service !== tokens.service) {
       throw new RegistryError('REQUEST_INVALID', `this registry's service is "${tokens.service}"`)
     }
@@ -61,7 +62,7 @@ export function tokenHandlers(options: TokenHandlerOptions) {
     const token = await tokens.issue(claims, lifetime)
     const scope = scopes.map(formatScope).join(' ')
     const client = asked.client.slice(0, 100)
-    audit(exchange, 'token', { user: account.name, scope: scope.slice(0, 1000), client })
+    audit(exchange, 'token', { scope: scope.slice(0, 1000), client })
     exchange.sendJson(
       {
         token,

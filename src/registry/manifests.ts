@@ -8,6 +8,7 @@ import type {
   ReferrerPage,
   StoredManifest,
 } from '../../storage/metadata-store.js'
+import type { Author } from '../../storage/tag-store.js'
 import { algorithmOf, type Digest, digestOf } from '../oci/digest.js'
 import { RegistryError } from '../oci/errors.js'
 import type { PackedManifest } from '../oci/packed-manifest.js'
@@ -54,8 +55,8 @@ export interface Push {
   readonly bytes: Uint8Array
   readonly contentType: string | undefined
   readonly condition: Condition | undefined
-  /** Who pushes it; '' for nobody who is known. */
-  readonly user: string
+  /** Who pushes it. */
+  readonly user: Author
   /**
    * Whether he may pull from a repository; given where he may have been told that content is here which a bare name
    * finds in a mirror.
@@ -182,10 +183,10 @@ export class ManifestService {
   }
 
   /**
-   * Removes one tag and nothing else. @param user who does it; '' for nobody who is known
+   * Removes one tag and nothing else. @param user who does it
    * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when it is immutable
    */
-  async deleteTag(repository: RepositoryName, tag: Tag, user: string): Promise<void> {
+  async deleteTag(repository: RepositoryName, tag: Tag, user: Author): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
     const deletion = { immutable, user, now: Date.now() }
     const result = await this.#metadata.deleteTag(repository, tag, deletion)
@@ -194,10 +195,10 @@ export class ManifestService {
   }
 
   /**
-   * Removes a manifest and every tag on it. @param user who does it; '' for nobody who is known
+   * Removes a manifest and every tag on it. @param user who does it
    * @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, or DENIED when a tag on it is immutable
    */
-  async deleteManifest(repository: RepositoryName, digest: Digest, user: string): Promise<void> {
+  async deleteManifest(repository: RepositoryName, digest: Digest, user: Author): Promise<void> {
     const immutable = this.#options.immutableTags(repository)
     const deletion = { immutable, user, now: Date.now() }
     const result = await this.#metadata.deleteManifest(repository, digest, deletion)

@@ -1,14 +1,15 @@
 import t from 'tap'
 import { createAccessToken } from '../../src/auth/access-tokens.js'
+import { commandsOn, did } from '../commands.js'
 import { eventually, everyReplyKeptTheRules, image, push, randomBlob, type Server } from '../harness.js'
-import { as, askToken, basic, password, postForm, startRegistry } from './fixture.js'
+import { as, askToken, basic, getToken, password, postForm, startRegistry } from './fixture.js'
 
 /*
  * The audit log of the server: one line for each login, token and deletion, with who and from where, and no secret.
  * What commands change is in cli-secrets.test.ts.
  */
 const registry = await startRegistry(t, { config: { trustedProxies: ['127.0.0.1'] } })
-const { server } = registry
+const { server, access } = registry
 await registry.addUser('root', { admin: true })
 for (const name of ['ann', 'off']) await registry.addUser(name, { disabled: name === 'off' })
 await registry.grant('user:ann', 'team/**', 'delete')
@@ -135,5 +136,93 @@ t.test('delete: one line for each tag, manifest and blob that goes, none for wha
     entry('delete', 'ann', address, { repository, blob }),
   ])
 })
+
+/** The lines of requests from this address once there are as many: who, and what came of it. */
+async function requestsOf(address: string, count: number): Promise<Line[]> {
+  const lines = () => server.logs().filter((line) => line.msg === 'request' && line.remote === address)
+  await eventually(`${count} requests of ${address}`, () => lines().length >= count)
+  return lines().map(({ route, status, user, accessToken, accessTokenId }) => ({
+    route,
+    status,
+    ...(user === undefined ? {} : { user }),
+    ...(accessToken === undefined ? {} : { accessToken, accessTokenId }),
+  }))
+}
+
+t.test('S106: a refused request is logged with who sent it, where that is known', async (t) => {
+  const address = newAddress()
+  const token = await getToken(server, basic('ann'), ['repository:team/app:pull'])
+  for (const authorization of [basic('ann'), `Bearer ${token}`])
+    await from(address, authorization).request('PUT', '/v2/other/app/manifests/1')
+  await from(address, basic('ann')).request('GET', '/v2/team/app/manifests/none')
+  await postForm(
+    server,
+    { grant_type: 'password', username: 'ann', password, service: 'elsewhere' },
+    { 'X-Forwarded-For': address },
+  )
+  await from(address, basic('ann', wrong)).request('GET', '/v2/')
+  t.strictSame(await requestsOf(address, 5), [
+    { route: 'putManifest', status: 403, user: 'ann' },
+    { route: 'putManifest', status: 401, user: 'ann' },
+    { route: 'getManifest', status: 404, user: 'ann' },
+    { route: 'postToken', status: 400, user: 'ann' },
+    { route: 'getBase', status: 401 },
+  ])
+})
+
+t.test(
+  'S106: requests, audit and the history of tags name the access token, by whatever way it is used',
+  async (t) => {
+    await registry.grant('user:ann', 'jobs/**', 'admin')
+    const text = await registry.accessToken('ann', ['jobs/**:admin'], { name: 'nightly' })
+    const accessTokenId = text.split('_')[1]
+    const job = { user: 'ann', accessToken: 'nightly', accessTokenId }
+    const scope = 'repository:jobs/app:pull,push,delete'
+    const address = newAddress()
+    const exchanged = await askToken(from(address, basic('ann', text)), basic('ann', text), [scope])
+    const asked = { grant_type: 'refresh_token', refresh_token: text, scope }
+    const refreshed = await postForm(server, asked, { 'X-Forwarded-For': address })
+    const bearers = [exchanged, refreshed].map((reply) => `Bearer ${reply.json<{ token: string }>().token}`)
+    for (const authorization of [basic('ann', text), ...bearers]) {
+      const client = from(address, authorization)
+      const manifest = image()
+      await push(client, 'jobs/app', 'v1', manifest)
+      t.equal((await client.request('DELETE', '/v2/jobs/app/manifests/v1')).status, 202)
+      t.equal((await client.request('DELETE', `/v2/jobs/app/manifests/${manifest.digest}`)).status, 202)
+      t.not((await client.request('DELETE', '/v2/elsewhere/app/manifests/v1')).status, 202)
+    }
+    const requests = await requestsOf(address, 2 + 3 * 6)
+    for (const { route, status, ...who } of requests) t.strictSame(who, job, `${route} ${status}`)
+    t.ok(requests.some(({ status }) => status === 403) && requests.some(({ status }) => status === 401))
+    const audited = await auditOf(address, 1 + 2 + 3 * 2)
+    t.same([...new Set(audited.map(({ audit }) => audit))].sort(), ['delete', 'login', 'token'])
+    for (const { user, accessToken, accessTokenId, audit } of audited)
+      t.strictSame({ user, accessToken, accessTokenId }, job, `${audit}`)
+
+    await push(as(server, basic('ann')), 'jobs/app', 'v1', image())
+    const run = commandsOn(server.data)
+    const told = JSON.parse((await did(t, run('tag history jobs/app:v1 --json'))).stdout) as Line[]
+    t.same(
+      told.map(({ how, by, token }) => ({ how, by, token })),
+      [
+        { how: 'push', by: 'ann', token: null },
+        ...Array.from({ length: 3 }, () => ['delete', 'push'])
+          .flat()
+          .map((how) => ({
+            how,
+            by: 'ann',
+            token: { id: accessTokenId, name: 'nightly' },
+          })),
+      ],
+    )
+    await access.removeAccessToken('ann', 'nightly')
+    t.match(
+      (await did(t, run('tag history jobs/app:v1'))).stdout,
+      /push +ann \(token nightly\) /,
+      'also when it is gone',
+    )
+    t.notOk(server.stderr().includes(text.split('_')[2] ?? text), 'its secret is nowhere')
+  },
+)
 
 everyReplyKeptTheRules(t)

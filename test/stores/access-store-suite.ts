@@ -103,7 +103,7 @@ export function testAccessStore(t: Test, newPlace: NewPlace<OpenAccessStore>): v
 
   t.test('users: nothing happens to one who is not there', async (t) => {
     const { store } = await open(t)
-    const changes: [string, () => Promise<boolean>][] = [
+    const changes: [string, () => Promise<unknown>][] = [
       ['setPassword', () => store.setPassword('nobody', 'x')],
       ['rehashPassword', () => store.rehashPassword('nobody', 'x', 'y')],
       ['setDisabled', () => store.setDisabled('nobody', true)],

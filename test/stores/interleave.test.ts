@@ -169,7 +169,7 @@ class World {
       contentType,
       condition: undefined,
       tags,
-      user: '',
+      user: { name: '' },
     }
     await manifests.putManifest({ ...push, reference: parseReference(reference) })
   }
@@ -289,12 +289,12 @@ operation('retag', 'tag', async (world, client) => {
 })
 
 operation('deletion of a tag', 'tag', async (world, { manifests }) => {
-  await manifests.deleteTag(world.repository, parseTag('v1'), '')
+  await manifests.deleteTag(world.repository, parseTag('v1'), { name: '' })
   return () => world.put(world.image, 'v9')
 })
 
 operation('deletion of a manifest', 'tag', async (world, { manifests }) => {
-  await manifests.deleteManifest(world.repository, world.image.digest, '')
+  await manifests.deleteManifest(world.repository, world.image.digest, { name: '' })
   return async () => {
     const reference = parseReference(world.image.digest)
     if (await isThere(world.calm.manifests.headManifest(world.repository, reference))) {

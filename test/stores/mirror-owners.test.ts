@@ -45,7 +45,7 @@ async function openStores(t: Test) {
       sparse: false,
       immutable: [],
       condition: undefined,
-      user: 'ann',
+      user: { name: 'ann' },
       now: Date.now(),
     }
   }
@@ -260,7 +260,7 @@ for (const [name, { steps, owner }] of Object.entries(orders)) {
         tag: parseTag('mine'),
         to: 'previous',
         immutable: [],
-        user: 'ann',
+        user: { name: 'ann' },
         now: Date.now(),
       })
       t.match(restored, { outcome: 'restored' })

@@ -37,7 +37,7 @@ function manifest(text: string, more: Partial<Omit<NewManifest, 'tags'>> & { tag
     sparse: true,
     immutable: [],
     condition: undefined,
-    user: 'alice',
+    user: { name: 'alice' },
     now,
     ...more,
     tags: (more.tags ?? []).map(parseTag),
@@ -50,7 +50,15 @@ function entry(text: string) {
 }
 
 function restoration(more: Partial<Restoration> = {}): Restoration {
-  return { repository: team, tag: v1, to: 'previous', immutable: [], user: 'root', now: now + 9, ...more }
+  return {
+    repository: team,
+    tag: v1,
+    to: 'previous',
+    immutable: [],
+    user: { name: 'root' },
+    now: now + 9,
+    ...more,
+  }
 }
 
 /** The history of v1, newest first, in short. */
@@ -77,11 +85,11 @@ export function testTagStore(t: Test, newPlace: NewPlace<OpenTagStore>): void {
     const { tags, metadata } = await open(t)
     await metadata.putManifest(manifest('a', { tags: ['v1', 'other'] }))
     await metadata.putManifest(manifest('a', { tags: ['v1'], now: now + 1 }))
-    await metadata.putManifest(manifest('b', { tags: ['v1'], user: '', now: now + 2 }))
-    await metadata.deleteTag(team, v1, { immutable: [], user: 'bob', now: now + 3 })
-    await metadata.deleteTag(team, v1, { immutable: [], user: 'bob', now: now + 4 })
+    await metadata.putManifest(manifest('b', { tags: ['v1'], user: { name: '' }, now: now + 2 }))
+    await metadata.deleteTag(team, v1, { immutable: [], user: { name: 'bob' }, now: now + 3 })
+    await metadata.deleteTag(team, v1, { immutable: [], user: { name: 'bob' }, now: now + 4 })
     await metadata.putManifest(manifest('a', { tags: ['v1'], now: now + 5 }))
-    await metadata.deleteManifest(team, of('a'), { immutable: [], user: 'carol', now: now + 6 })
+    await metadata.deleteManifest(team, of('a'), { immutable: [], user: { name: 'carol' }, now: now + 6 })
     t.strictSame(await historyOf(tags), [
       'delete a>- carol +6',
       'push ->a alice +5',
