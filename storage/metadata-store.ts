@@ -1,7 +1,7 @@
 import type { Algorithm, Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
-import type { QuotaUse } from './quota-store.js'
+import type { QuotaExcess } from './quota-store.js'
 
 /** An upload session. Times are milliseconds since 1970. */
 export interface Upload {
@@ -58,14 +58,17 @@ export interface NewManifest {
   readonly sparse: boolean
   /** Patterns of tags that must not move once they are there (see matchesTag). */
   readonly immutable: readonly string[]
-  /** Only store when the (first) tag, or the manifest itself, is in this state now. */
+  /** Only store when the tags together, or without any the manifest itself, are in this state now. */
   readonly condition: Condition | undefined
   /** Who pushes it, for the history of its tags; undefined or '' where that is unknown. */
   readonly user?: string | undefined
   readonly now: number
 }
 
-/** A conditional write: `If-Match` (one of these digests, or any) or `If-None-Match` (none of these, or nothing). */
+/**
+ * A conditional write: `match` holds when each tag that is there points at one of these digests (or at any), and one is
+ * there; `none-match` when no tag points at any of these (or none is there).
+ */
 export interface Condition {
   readonly mode: 'match' | 'none-match'
   readonly digests: readonly string[] | 'any'
@@ -76,7 +79,7 @@ export type PutManifestResult =
   | { readonly outcome: 'stored' }
   | { readonly outcome: 'condition-failed' }
   /** It would exceed this quota. */
-  | { readonly outcome: 'over-quota'; readonly excess: QuotaUse }
+  | { readonly outcome: 'over-quota'; readonly excess: QuotaExcess }
   /** A tag that must not move points at another manifest. */
   | { readonly outcome: 'immutable'; readonly tag: Tag }
   /** Required children that the repository does not hold. */
@@ -174,7 +177,7 @@ export interface MetadataStore {
     digest: Digest,
     from: RepositoryName,
     now: number,
-  ): Promise<boolean | QuotaUse>
+  ): Promise<boolean | QuotaExcess>
   /** Takes the repository's right to a blob away, unless a manifest of the repository needs it. */
   unlinkBlob(repository: RepositoryName, digest: Digest): Promise<'unlinked' | 'unknown' | 'in-use'>
 
@@ -185,7 +188,7 @@ export interface MetadataStore {
     upload: Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'>,
     limit: number,
     now: number,
-  ): Promise<boolean | QuotaUse>
+  ): Promise<boolean | QuotaExcess>
   findUpload(id: string): Promise<Upload | undefined>
   /**
    * Takes the upload's turn: until it is given back nobody else appends to it, on any worker. The turn dies

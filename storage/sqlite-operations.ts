@@ -2,7 +2,7 @@ import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
 import type { NewManifest, PutManifestResult } from './metadata-store.js'
 import { syncHolder } from './mirror-store.js'
-import type { QuotaUse } from './quota-store.js'
+import { entrySizes, type QuotaExcess } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
@@ -76,6 +76,7 @@ export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>(
   'removeUpload',
   'expireUploads',
   'forgetOld',
+  'forgetDeleted',
   'removeManifests',
   'removeLinks',
   'condemnBlobs',
@@ -122,20 +123,24 @@ export function prepareOperations(db: Database) {
     ...mirrors,
     ...quotas,
 
-    startUpload(...args: Parameters<typeof uploads.startUpload>): boolean | QuotaUse {
-      return findExcess(args[0].repository, 1) ?? uploads.startUpload(...args)
+    startUpload(...args: Parameters<typeof uploads.startUpload>): boolean | QuotaExcess {
+      return (
+        findExcess(args[0].repository, { bytes: 1, overhead: entrySizes.upload }) ??
+        uploads.startUpload(...args)
+      )
     },
 
-    mountBlob(...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse {
+    mountBlob(...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaExcess {
       const [repository, digest, from] = args
-      const size = blobs.sizeToLink(repository, digest, from)
-      const excess = size === undefined ? undefined : findExcess(repository, size)
+      const bytes = blobs.sizeToLink(repository, digest, from)
+      const excess =
+        bytes === undefined ? undefined : findExcess(repository, { bytes, overhead: entrySizes.blob })
       return excess ?? blobs.mountBlob(...args)
     },
 
     putManifest(manifest: NewManifest): PutManifestResult {
-      const isNew = !manifests.hasManifest(manifest.repository, manifest.digest)
-      const excess = isNew ? findExcess(manifest.repository, manifest.bytes.byteLength) : undefined
+      const need = manifests.needOf(manifest)
+      const excess = need === undefined ? undefined : findExcess(manifest.repository, need)
       return excess === undefined ? manifests.putManifest(manifest) : { outcome: 'over-quota', excess }
     },
 
