@@ -15,7 +15,7 @@ import { scratchDir } from '../harness.js'
  */
 
 const asked = process.argv.indexOf('--steps')
-const steps = asked < 0 ? 1500 : Number(process.argv[asked + 1])
+const steps = asked < 0 ? 800 : Number(process.argv[asked + 1])
 t.setTimeout(600_000)
 
 const names = ['team/a', 'team/b', 'team/b/deep', 'other'].map(parseRepositoryName)
