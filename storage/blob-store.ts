@@ -32,6 +32,8 @@ export interface AppendOptions {
    * resolves; an error, given or thrown, ends the append, and is thrown.
    */
   readonly admit?: (position: number) => RegistryError | Promise<void> | undefined
+  /** Hears how far the body is written, though not durable: often, and it must be quick. */
+  readonly onStored?: (position: number) => void
   /** Hears of the whole upload when it has been written, before it is durable: the digest where it is known. */
   readonly onWritten?: (written: { readonly size: number; readonly digest: Digest | undefined }) => void
 }

@@ -165,6 +165,22 @@ export interface CollectionStore {
    * upload. Looks at `limit` of them. @returns where to go on, undefined at the end
    */
   forgetRepositories(after: number, limit: number): Promise<number | undefined>
+  /** Repositories in which something was deleted that can be brought back, or is on the disk still: by name. */
+  listDeletedIn(after: string, limit: number): Promise<RepositoryName[]>
+  /**
+   * Forgets at most `limit` deleted manifests of a repository, whenever they were deleted, with its rights to what only
+   * they named unless somebody relied on that since, and as many changes of tags that are not there any more.
+   */
+  forgetDeleted(
+    repository: RepositoryName,
+    limit: number,
+  ): Promise<{ readonly manifests: number; readonly changes: number }>
+  /** Blobs that the repository has no right to any more and that are on the disk on its account, after this one. */
+  listWaiting(
+    repository: RepositoryName,
+    after: number,
+    limit: number,
+  ): Promise<(CondemnedBlob & { readonly id: number })[]>
 
   /** Manifests without a tag on which nobody relied since: by their own row, whatever leads to them. */
   listIdleManifests(

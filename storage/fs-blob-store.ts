@@ -140,6 +140,7 @@ class FsBlobStore implements BlobStore {
       onChunk: (chunk) => hash?.update(chunk),
       onWritten: (position) => {
         writeBack.reached(position)
+        options.onStored?.(position)
         options.onProgress?.(position)
       },
       isEager: options.onProgress !== undefined,

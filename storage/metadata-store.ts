@@ -1,7 +1,7 @@
 import type { Algorithm, Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { Reference, RepositoryName, Tag } from '../src/oci/reference.js'
-import type { QuotaUse } from './quota-store.js'
+import type { QuotaExcess } from './quota-store.js'
 import type { Author } from './tag-store.js'
 
 /** An upload session. Times are milliseconds since 1970. */
@@ -62,14 +62,17 @@ export interface NewManifest {
   readonly sparse: boolean
   /** Patterns of tags that must not move once they are there (see matchesTag). */
   readonly immutable: readonly string[]
-  /** Only store when the (first) tag, or the manifest itself, is in this state now. */
+  /** Only store when the tags together, or without any the manifest itself, are in this state now. */
   readonly condition: Condition | undefined
   /** Who pushes it, for the history of its tags; undefined where that is unknown. */
   readonly user?: Author | undefined
   readonly now: number
 }
 
-/** A conditional write: `If-Match` (one of these digests, or any) or `If-None-Match` (none of these, or nothing). */
+/**
+ * A conditional write: `match` holds when each tag that is there points at one of these digests (or at any), and one is
+ * there; `none-match` when no tag points at any of these (or none is there).
+ */
 export interface Condition {
   readonly mode: 'match' | 'none-match'
   readonly digests: readonly string[] | 'any'
@@ -80,7 +83,7 @@ export type PutManifestResult =
   | { readonly outcome: 'stored' }
   | { readonly outcome: 'condition-failed' }
   /** It would exceed this quota. */
-  | { readonly outcome: 'over-quota'; readonly excess: QuotaUse }
+  | { readonly outcome: 'over-quota'; readonly excess: QuotaExcess }
   /** A tag that must not move points at another manifest. */
   | { readonly outcome: 'immutable'; readonly tag: Tag }
   /** It is there under another type, which something depends on: a tag that must not move, or a referrer. */
@@ -141,7 +144,7 @@ export type NewUpload = Pick<Upload, 'id' | 'repository' | 'owner' | 'algorithm'
 }
 
 /** Whether a session was opened: false when its repository has too many, `source-full` when its source has. */
-export type StartResult = boolean | 'source-full' | QuotaUse
+export type StartResult = boolean | 'source-full' | QuotaExcess
 
 /** An open session, for people. */
 export interface OpenUpload {
@@ -213,7 +216,7 @@ export interface MetadataStore {
     digest: Digest,
     now: number,
     slack: number,
-  ): Promise<number | undefined | QuotaUse>
+  ): Promise<number | undefined | QuotaExcess>
   /** Whether the repository links this blob, and its bytes are known to be missing or altered. */
   isBlobDamaged(repository: RepositoryName, digest: Digest): Promise<boolean>
   /** Repositories that link the blob, at most `limit`; none when it is damaged. */
@@ -227,7 +230,7 @@ export interface MetadataStore {
     digest: Digest,
     from: RepositoryName,
     now: number,
-  ): Promise<boolean | QuotaUse>
+  ): Promise<boolean | QuotaExcess>
   /** Takes the repository's right to a blob away, unless a manifest of the repository needs it. */
   unlinkBlob(repository: RepositoryName, digest: Digest): Promise<'unlinked' | 'unknown' | 'in-use'>
 

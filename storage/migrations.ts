@@ -1,4 +1,5 @@
 import type { Database } from 'better-sqlite3'
+import { findWaiting, quotaSumTriggers, recountQuotas, waitingTriggers } from './sqlite-quota-triggers.js'
 import { accessTriggers, mirrorTriggers, quotaTriggers, quotaUploadTriggers } from './sqlite-triggers.js'
 
 /** One step of the schema. Steps are never changed once released: a new one is added at the end. */
@@ -399,6 +400,37 @@ const migrations: readonly Migration[] = [
 
       ALTER TABLE upload ADD COLUMN source TEXT NOT NULL DEFAULT '';
       CREATE INDEX upload_by_source ON upload (source, used_at) WHERE source <> '';
+    `,
+  },
+  {
+    // What is on the disk counts, deleted or not, and rows count as well: see docs/decisions/0018-quotas-bound-the-disk.md.
+    version: 13,
+    sql: `
+      ${[
+        'link_added',
+        'link_removed',
+        'manifest_added',
+        'manifest_removed',
+        'upload_changed',
+        'upload_removed',
+      ]
+        .map((name) => `DROP TRIGGER quota_${name};`)
+        .join('\n')}
+      ALTER TABLE quota ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE quota ADD COLUMN overhead INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE tag_history ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+
+      CREATE TABLE waiting_blob (
+        blob_id INTEGER NOT NULL REFERENCES blob (id) ON DELETE CASCADE,
+        repository TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        PRIMARY KEY (blob_id, repository)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX waiting_blob_by_repository ON waiting_blob (repository);
+      ${findWaiting}
+      ${recountQuotas}
+      ${waitingTriggers}
+      ${quotaSumTriggers}
     `,
   },
 ]

@@ -24,6 +24,9 @@ export function prepareBlobs(db: Database) {
        JOIN repository r ON r.id = l.repository_id JOIN blob b ON b.id = l.blob_id
        WHERE r.name = ? AND b.digest = ?`,
   )
+  const isWaiting = db.prepare(
+    'SELECT 1 FROM blob b JOIN waiting_blob w ON w.blob_id = b.id WHERE w.repository = ? AND b.digest = ?',
+  )
   const renew = db.prepare(
     'UPDATE blob_link SET linked_at = max(linked_at, ?) WHERE repository_id = ? AND blob_id = ?',
   )
@@ -65,9 +68,11 @@ export function prepareBlobs(db: Database) {
       return true
     },
 
-    /** Bytes that a mount would add to the repository; undefined when there is nothing to mount, or it has them. */
+    /** Bytes that a mount would add to the repository; undefined when there is nothing to mount, or they count already. */
     sizeToLink(repository: RepositoryName, digest: Digest, from: RepositoryName): number | undefined {
-      return findLink.get(repository, digest) === undefined ? findLink.get(from, digest)?.size : undefined
+      const isCounted =
+        findLink.get(repository, digest) !== undefined || isWaiting.get(repository, digest) !== undefined
+      return isCounted ? undefined : findLink.get(from, digest)?.size
     },
 
     unlinkBlob(repository: RepositoryName, digest: Digest): 'unlinked' | 'unknown' | 'in-use' {

@@ -1,5 +1,6 @@
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName } from '../src/oci/reference.js'
 import type {
   CollectionSums,
   CondemnedBlob,
@@ -52,9 +53,13 @@ const restorable = `(
   OR EXISTS (SELECT 1 FROM deleted_manifest d
     WHERE d.repository_id = m.repository_id AND d.digest = m.subject AND d.deleted_at >= :undo))`
 
+/** Whether a change `h` is of a tag that is not there any more. */
+export const ofGoneTag = `NOT EXISTS (
+  SELECT 1 FROM tag t WHERE t.repository_id = h.repository_id AND t.name = h.name)`
+
 /** The steps of a collection that write; see CollectionStore for what each of them promises. */
 export function prepareCollection(db: Database) {
-  return { ...prepareNames(db), ...prepareBytes(db) }
+  return { ...prepareNames(db), ...prepareBytes(db), ...prepareGivingUp(db) }
 }
 
 /** Looks at candidates one by one until they are done or the time is over. */
@@ -136,6 +141,45 @@ function prepareNames(db: Database) {
         if (removeLink.run({ repositoryId, blobId, before, undo }).changes === 0) return []
         return linked.all(blobId, repositoryId)
       })
+    },
+  }
+}
+
+/** What was deleted in one repository goes for good. */
+function prepareGivingUp(db: Database) {
+  const findRepository = db
+    .prepare<[string], number>('SELECT id FROM repository WHERE name = ? AND mirror IS NULL')
+    .pluck()
+  const listDeleted = db
+    .prepare<[number, number], number>('SELECT id FROM deleted_manifest WHERE repository_id = ? LIMIT ?')
+    .pluck()
+  // Who relied on a blob after its manifest was deleted is about to push another one that names it.
+  const unlink = db.prepare<{ deleted: number }>(
+    `DELETE FROM blob_link WHERE (repository_id, blob_id) IN (
+       SELECT d.repository_id, b.id FROM deleted_manifest d
+       JOIN deleted_child c ON c.deleted_id = d.id AND c.is_linked = 1 JOIN blob b ON b.digest = c.digest
+       JOIN blob_link l ON l.repository_id = d.repository_id AND l.blob_id = b.id
+       WHERE d.id = :deleted AND l.linked_at <= d.deleted_at
+         AND NOT EXISTS (SELECT 1 FROM manifest_child m
+           WHERE m.repository_id = d.repository_id AND m.digest = c.digest)
+         AND NOT EXISTS (SELECT 1 FROM deleted_child o
+           WHERE o.digest = c.digest AND o.repository_id = d.repository_id AND o.deleted_id <> d.id))`,
+  )
+  const forget = db.prepare('DELETE FROM deleted_manifest WHERE id = ?')
+  const forgetChanges = db.prepare(
+    `DELETE FROM tag_history WHERE id IN (
+       SELECT h.id FROM tag_history h WHERE h.repository_id = ? AND ${ofGoneTag} LIMIT ?)`,
+  )
+  return {
+    forgetDeleted(repository: RepositoryName, limit: number): { manifests: number; changes: number } {
+      const id = findRepository.get(repository)
+      if (id === undefined) return { manifests: 0, changes: 0 }
+      const deleted = listDeleted.all(id, limit)
+      for (const one of deleted) {
+        unlink.run({ deleted: one })
+        forget.run(one)
+      }
+      return { manifests: deleted.length, changes: forgetChanges.run(id, limit).changes }
     },
   }
 }

@@ -1,6 +1,7 @@
 import { dirname, join } from 'node:path'
 import type { Database } from 'better-sqlite3'
 import type { Digest } from '../src/oci/digest.js'
+import type { RepositoryName } from '../src/oci/reference.js'
 import type {
   CandidatePage,
   CollectionStore,
@@ -14,7 +15,13 @@ import type {
 } from './collection-store.js'
 import { toStorageError } from './errors.js'
 import { explainDigest, prepareFacts } from './sqlite-collection-facts.js'
-import { manifestUsedAt, neededBlob, neededLink, prepareRemoval } from './sqlite-collection-operations.js'
+import {
+  manifestUsedAt,
+  neededBlob,
+  neededLink,
+  ofGoneTag,
+  prepareRemoval,
+} from './sqlite-collection-operations.js'
 import { prepareEmptyQueries } from './sqlite-empty-operations.js'
 import { type Lock, LockedError, lockFile } from './sqlite-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
@@ -87,6 +94,19 @@ function prepareWalks(db: Database) {
          AND state = 'live' AND created_at < :before
          AND NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = b.id)
          AND NOT ${neededBlob('b.digest')} ORDER BY id`,
+    ),
+    deletedIn: db
+      .prepare<{ after: string; limit: number }, RepositoryName>(
+        `SELECT r.name FROM repository r WHERE r.name > :after AND r.mirror IS NULL AND (
+           EXISTS (SELECT 1 FROM deleted_manifest d WHERE d.repository_id = r.id)
+           OR EXISTS (SELECT 1 FROM waiting_blob w WHERE w.repository = r.name)
+           OR EXISTS (SELECT 1 FROM tag_history h WHERE h.repository_id = r.id AND ${ofGoneTag}))
+         ORDER BY r.name LIMIT :limit`,
+      )
+      .pluck(),
+    waiting: db.prepare<[string, number, number], CondemnedBlob & { id: number }>(
+      `SELECT b.id, b.digest, b.size FROM waiting_blob w JOIN blob b ON b.id = w.blob_id
+       WHERE w.repository = ? AND w.blob_id > ? ORDER BY w.blob_id LIMIT ?`,
     ),
     strangers: db
       .prepare<[string], Digest>(
@@ -169,6 +189,22 @@ export class SqliteCollectionStore implements CollectionStore {
     const empty = rows.filter(({ isEmpty }) => isEmpty === 1).map(({ id }) => id)
     if (empty.length > 0) await this.#writer.run('removeRepositories', empty)
     return rows.length < limit ? undefined : rows.at(-1)?.id
+  }
+
+  listDeletedIn(after: string, limit: number): Promise<RepositoryName[]> {
+    return this.#read((queries) => queries.deletedIn.all({ after, limit }))
+  }
+
+  forgetDeleted(
+    ...args: Parameters<CollectionStore['forgetDeleted']>
+  ): ReturnType<CollectionStore['forgetDeleted']> {
+    return this.#writer.run('forgetDeleted', ...args)
+  }
+
+  listWaiting(
+    ...args: Parameters<CollectionStore['listWaiting']>
+  ): ReturnType<CollectionStore['listWaiting']> {
+    return this.#read((queries) => queries.waiting.all(...args))
   }
 
   listIdleManifests(

@@ -7,7 +7,8 @@ const isEmpty = `NOT EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)
   AND NOT EXISTS (SELECT 1 FROM deleted_manifest WHERE repository_id = r.id)
   AND NOT EXISTS (SELECT 1 FROM tag_history WHERE repository_id = r.id)
   AND NOT EXISTS (SELECT 1 FROM manifest_draft WHERE repository_id = r.id)
-  AND NOT EXISTS (SELECT 1 FROM upload WHERE repository = r.name)`
+  AND NOT EXISTS (SELECT 1 FROM upload WHERE repository = r.name)
+  AND NOT EXISTS (SELECT 1 FROM waiting_blob WHERE repository = r.name)`
 
 /** A page of repositories: how far it goes, and which of them are empty. */
 export function prepareEmptyQueries(db: Database) {
@@ -26,12 +27,9 @@ export function prepareEmptyRepositories(db: Database) {
   const findMirrored = db
     .prepare<[string], number>('SELECT id FROM repository WHERE name = ? AND mirror IS NOT NULL')
     .pluck()
-  const uncount = db.prepare('DELETE FROM quota_repository WHERE repository = ?')
 
   function removeRepository(id: number): boolean {
-    const name = remove.get(id)
-    if (name !== undefined) uncount.run(name)
-    return name !== undefined
+    return remove.get(id) !== undefined
   }
 
   return {

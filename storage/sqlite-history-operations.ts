@@ -6,7 +6,7 @@ import type { Author, ChangeKind } from './tag-store.js'
 /** Changes of one tag that are remembered, give or take {@link trimEvery}. */
 const mostChanges = 1000
 
-/** A tag's changes are counted at one of so many, so that the others pay nothing for it. */
+/** A tag's changes are counted at one of so many of them, so that the others pay little for it. */
 const trimEvery = 50
 
 /** A change to write down. */
@@ -20,11 +20,16 @@ interface NewChange {
 
 /** Writes down changes of tags, but for those of mirrors. */
 export function prepareHistory(db: Database) {
-  const insert = db.prepare(
-    `INSERT INTO tag_history (repository_id, name, digest, previous, how, user, token, token_id, at)
-     SELECT :repository, :tag, :digest, :previous, :how, :user, :token, :tokenId, :now
-     WHERE (SELECT mirror FROM repository WHERE id = :repository) IS NULL`,
-  )
+  // Changes are numbered for each tag: pushes of many tags at once would otherwise always count the same ones.
+  const insert = db
+    .prepare<unknown[], number>(
+      `INSERT INTO tag_history (repository_id, name, digest, previous, how, user, token, token_id, at, number)
+       SELECT :repository, :tag, :digest, :previous, :how, :user, :token, :tokenId, :now, 1 + coalesce((
+         SELECT number FROM tag_history WHERE repository_id = :repository AND name = :tag
+         ORDER BY id DESC LIMIT 1), 0)
+       WHERE (SELECT mirror FROM repository WHERE id = :repository) IS NULL RETURNING number`,
+    )
+    .pluck()
   const trim = db.prepare<{ repository: number; tag: string; most: number }>(
     `DELETE FROM tag_history WHERE repository_id = :repository AND name = :tag AND id < (
        SELECT id FROM tag_history WHERE repository_id = :repository AND name = :tag
@@ -32,7 +37,7 @@ export function prepareHistory(db: Database) {
   )
   return function noteChange(repository: number, tag: Tag, change: NewChange): void {
     const { digest = null, previous = null, how, user, now } = change
-    const { changes, lastInsertRowid } = insert.run({
+    const number = insert.get({
       repository,
       tag,
       digest,
@@ -43,9 +48,7 @@ export function prepareHistory(db: Database) {
       tokenId: user?.accessToken?.id ?? null,
       now,
     })
-    if (changes === 1 && Number(lastInsertRowid) % trimEvery === 0) {
-      trim.run({ repository, tag, most: mostChanges })
-    }
+    if (number !== undefined && number % trimEvery === 0) trim.run({ repository, tag, most: mostChanges })
   }
 }
 

@@ -10,6 +10,7 @@ import type {
   Pull,
   PutManifestResult,
 } from './metadata-store.js'
+import { entrySizes, type Need } from './quota-store.js'
 import { prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCheckChildren } from './sqlite-children.js'
 import { type DraftedManifest, nextManifestId } from './sqlite-drafts.js'
@@ -88,9 +89,10 @@ export function prepareManifests(db: Database) {
     .pluck()
   const findImmutable = prepareFindImmutable(db)
 
-  function currentDigest(repository: number, manifest: NewManifest): Digest | undefined {
-    const [tag] = manifest.tags
-    return tag === undefined ? present.get(repository, manifest.digest) : tagged.get(repository, tag)
+  /** What the names of a push point at now: its tags, or without any the manifest itself. */
+  function currentDigests(repository: number, { tags, digest }: NewManifest): (Digest | undefined)[] {
+    if (tags.length === 0) return [present.get(repository, digest)]
+    return tags.map((tag) => tagged.get(repository, tag))
   }
 
   /** What a tag pointed at until now has a while left, as what was just pushed. */
@@ -107,7 +109,8 @@ export function prepareManifests(db: Database) {
     putManifest(manifest: DraftedManifest, beforeStore?: () => void): PutManifestResult {
       const { digest, now } = manifest
       const repository = repositoryId(manifest.repository, now)
-      if (!holds(manifest.condition, currentDigest(repository, manifest))) {
+      const { condition } = manifest
+      if (condition !== undefined && !holds(condition, currentDigests(repository, manifest))) {
         return { outcome: 'condition-failed' }
       }
       const moved = manifest.tags.find((tag) => {
@@ -140,8 +143,17 @@ export function prepareManifests(db: Database) {
       return { outcome: 'stored' }
     },
 
-    hasManifest(repository: RepositoryName, digest: Digest): boolean {
-      return findId.get(repository, digest) !== undefined
+    /** What storing a manifest would add to what its repository holds; undefined when that is nothing. */
+    needOf({ repository, digest, bytes, tags }: NewManifest): Need | undefined {
+      const id = findRepository.get(repository)?.id
+      const isNew = findId.get(repository, digest) === undefined
+      const need = { bytes: isNew ? bytes.byteLength : 0, overhead: isNew ? entrySizes.manifest : 0 }
+      for (const tag of tags) {
+        const current = id === undefined ? undefined : tagged.get(id, tag)
+        if (current === digest) continue
+        need.overhead += entrySizes.change + (current === undefined ? entrySizes.tag : 0)
+      }
+      return need.overhead === 0 ? undefined : need
     },
 
     renewManifest(repository: RepositoryName, digest: Digest, now: number): boolean {
@@ -254,8 +266,12 @@ function isImmutable(tag: Tag, patterns: readonly string[]): boolean {
   return patterns.some((pattern) => matchesTag(pattern, tag))
 }
 
-function holds(condition: Condition | undefined, current: Digest | undefined): boolean {
-  if (condition === undefined) return true
-  const named = current !== undefined && (condition.digests === 'any' || condition.digests.includes(current))
-  return condition.mode === 'match' ? named : !named
+/**
+ * Whether a condition holds for all names of a push together (protocol MF-18). `match`: what is there is as the client
+ * thinks, and something is; a new tag beside it takes nothing from anybody. `none-match`: none of it is there.
+ */
+function holds({ mode, digests }: Condition, current: readonly (Digest | undefined)[]): boolean {
+  const isNamed = (digest: Digest) => digests === 'any' || digests.includes(digest)
+  const there = current.filter((digest) => digest !== undefined)
+  return mode === 'match' ? there.length > 0 && there.every(isNamed) : !there.some(isNamed)
 }

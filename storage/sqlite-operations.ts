@@ -3,7 +3,7 @@ import type { Digest } from '../src/oci/digest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
 import type { PutManifestResult, StartResult } from './metadata-store.js'
 import { fillOwner, syncHolder } from './mirror-store.js'
-import type { QuotaUse } from './quota-store.js'
+import { entrySizes, type Need, type QuotaExcess } from './quota-store.js'
 import { prepareAccessOperations } from './sqlite-access-operations.js'
 import { prepareBlobs, prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCollection } from './sqlite-collection-operations.js'
@@ -89,6 +89,7 @@ export const freeingOperations: ReadonlySet<string> = new Set<keyof Operations>(
   'dropDraft',
   'removeRepositories',
   'forgetOld',
+  'forgetDeleted',
   'removeManifests',
   'removeLinks',
   'condemnBlobs',
@@ -132,6 +133,9 @@ function orNothing<Args extends readonly unknown[], R>(
   }
 }
 
+/** What takes no room. */
+const nothing: Need = { bytes: 0, overhead: 0 }
+
 const isStored = ({ outcome }: { readonly outcome: string }) => outcome === 'stored'
 
 export function prepareOperations(db: Database) {
@@ -150,12 +154,14 @@ export function prepareOperations(db: Database) {
     ...manifests,
     repositoryId: prepareRepositoryId(db),
   })
-  const { findExcess, recount, ...quotas } = prepareQuotas(db)
+  const { findExcess, countAsMember, ...quotas } = prepareQuotas(db)
   const { removeRepositories, forgetMirrored } = prepareEmptyRepositories(db)
 
   /** What is pushed is its owner's from that moment: whatever a mirror has filled before, it is a mirror's no longer. */
   function own(repository: RepositoryName): void {
-    if (mirrorOf(repository) !== undefined) recount(repository, () => disown(repository))
+    if (mirrorOf(repository) === undefined) return
+    countAsMember(repository)
+    disown(repository)
   }
 
   // A row that is written as it is would be no write at all, and nothing would be synced.
@@ -175,16 +181,17 @@ export function prepareOperations(db: Database) {
 
     startUpload: orNothing(
       (...args: Parameters<typeof uploads.startUpload>): StartResult =>
-        findExcess(args[0].repository, 1) ?? uploads.startUpload(...args),
+        findExcess(args[0].repository, { bytes: 1, overhead: entrySizes.upload }) ??
+        uploads.startUpload(...args),
       (started) => started === true,
     ),
 
     mountBlob: orNothing(
-      (...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaUse => {
+      (...args: Parameters<typeof blobs.mountBlob>): boolean | QuotaExcess => {
         const [repository, digest, from] = args
-        const size = blobs.sizeToLink(repository, digest, from)
-        const isOwn = mirrorOf(repository) === undefined
-        const excess = size === undefined && isOwn ? undefined : findExcess(repository, size ?? 0)
+        const bytes = blobs.sizeToLink(repository, digest, from)
+        const need = bytes === undefined ? nothing : { bytes, overhead: entrySizes.blob }
+        const excess = findExcess(repository, need)
         if (excess !== undefined) return excess
         const isMounted = blobs.mountBlob(...args)
         if (isMounted) own(repository)
@@ -193,8 +200,8 @@ export function prepareOperations(db: Database) {
       (mounted) => mounted === true,
     ),
 
-    ownBlob(repository: RepositoryName, digest: Digest, now: number): number | undefined | QuotaUse {
-      const excess = mirrorOf(repository) === undefined ? undefined : findExcess(repository, 0)
+    ownBlob(repository: RepositoryName, digest: Digest, now: number): number | undefined | QuotaExcess {
+      const excess = mirrorOf(repository) === undefined ? undefined : findExcess(repository, nothing)
       if (excess !== undefined) return excess
       const size = blobs.renewBlob(repository, digest, now)
       if (size !== undefined) own(repository)
@@ -202,10 +209,7 @@ export function prepareOperations(db: Database) {
     },
 
     putManifest: orNothing((manifest: DraftedManifest): PutManifestResult => {
-      const isNew = !manifests.hasManifest(manifest.repository, manifest.digest)
-      const isOwn = mirrorOf(manifest.repository) === undefined
-      const bytes = isNew ? manifest.bytes.byteLength : 0
-      const excess = isNew || !isOwn ? findExcess(manifest.repository, bytes) : undefined
+      const excess = findExcess(manifest.repository, manifests.needOf(manifest) ?? nothing)
       if (excess !== undefined) return { outcome: 'over-quota', excess }
       return manifests.putManifest(manifest, () => own(manifest.repository))
     }, isStored),

@@ -44,7 +44,10 @@ export const mirrorTriggers = `
   END;
 `
 
-/** A repository that a quota counts adds to it what it links and stores, each change by itself. */
+/**
+ * A repository that a quota counts adds to it what it links and stores, each change by itself. These and the next were
+ * replaced by those of sqlite-quota-triggers.ts.
+ */
 export const quotaTriggers = (
   [
     ['link_added', 'INSERT ON blob_link', 'new', '+ (SELECT size FROM blob WHERE id = new.blob_id)'],

@@ -594,6 +594,42 @@ t.test('MF-18: a conditional push goes through only when the tag stands as the c
   isError(t, byDigest, 412, 'PRECONDITION_FAILED', 'by digest: it is there')
 })
 
+t.test('MF-18, S85: a condition of a push with several tags is about all of them', async (t) => {
+  const { repository, config, layer } = await workshop()
+  const [first, second] = ['1', '2'].map((n) =>
+    image({ config, layers: [layer], extra: { annotations: { n } } }),
+  ) as [Manifest, Manifest]
+  const put = (tags: string[], manifest: Manifest, condition: Record<string, string>) =>
+    putManifest(
+      server,
+      repository,
+      `${manifest.digest}?${tags.map((tag) => `tag=${tag}`).join('&')}`,
+      manifest,
+      { 'Content-Type': OCI_MANIFEST, ...condition },
+    )
+  const absent = { 'If-None-Match': '*' }
+  t.equal((await put(['a', 'b'], first, absent)).status, 201, 'none of them is there')
+  for (const tags of [
+    ['new', 'b'],
+    ['b', 'new'],
+    ['new', 'newer', 'a'],
+  ]) {
+    isError(t, await put(tags, second, absent), 412, 'PRECONDITION_FAILED', tags.join())
+    isError(t, await get(repository, 'new'), 404, 'MANIFEST_UNKNOWN', 'nothing was stored')
+  }
+  const others = { 'If-None-Match': `"${first.digest}"` }
+  isError(t, await put(['new', 'b'], second, others), 412, 'PRECONDITION_FAILED', 'one points there')
+  t.equal((await put(['c'], second, absent)).status, 201)
+
+  const same = { 'If-Match': `"${first.digest}"` }
+  isError(t, await put(['a', 'c'], second, same), 412, 'PRECONDITION_FAILED', 'one has moved')
+  isError(t, await put(['new', 'newer'], second, same), 412, 'PRECONDITION_FAILED', 'none is there')
+  isError(t, await put(['new'], second, { 'If-Match': '*' }), 412, 'PRECONDITION_FAILED')
+  await isServed(t, repository, 'a', first)
+  t.equal((await put(['new', 'a', 'b'], second, same)).status, 201, 'all that are there stand as before')
+  for (const tag of ['new', 'a', 'b']) await isServed(t, repository, tag, second)
+})
+
 t.test('MF-18, MF-17: of many conditional pushes at once exactly one goes through', async (t) => {
   const { repository, config, layer } = await workshop()
   const all = Array.from({ length: 10 }, (_, n) =>

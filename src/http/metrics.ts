@@ -8,7 +8,13 @@ export interface StoreTotals {
   readonly metadataBytes: number
   readonly diskFreeBytes: number
   /** Bytes, by the patterns of the quotas. */
-  readonly quotas: readonly { readonly pattern: string; readonly limit: number; readonly used: number }[]
+  readonly quotas: readonly {
+    readonly pattern: string
+    readonly limit: number
+    readonly used: number
+    readonly waiting: number
+    readonly overhead: number
+  }[]
   readonly collections: number
   readonly collectedBlobs: number
   readonly collectedBytes: number
@@ -163,6 +169,10 @@ export class Metrics {
       })
     quotaGauge('boathouse_quota_limit_bytes', 'Bytes that a quota allows', ({ limit }) => limit)
     quotaGauge('boathouse_quota_used_bytes', 'Bytes that count against a quota', ({ used }) => used)
+    const deleted = 'Bytes of these that were deleted and are on the disk still'
+    quotaGauge('boathouse_quota_deleted_bytes', deleted, ({ waiting }) => waiting)
+    const entries = 'Bytes at which entries of the index and files count beside them'
+    quotaGauge('boathouse_quota_overhead_bytes', entries, ({ overhead }) => overhead)
     gauge('boathouse_metadata_bytes', 'Bytes of the index on disk', (all) => all.metadataBytes)
     if (mirrors !== undefined) describeMirrors(mirrors)
   }

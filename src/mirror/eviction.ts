@@ -118,18 +118,18 @@ export class Eviction {
   /**
    * Frees so many bytes, or as many as mirrors can give back. When somebody else is at it already, theirs count: this
    * waits until they have ended, and does no more.
+   * @returns whether asking again may free more
    */
-  async makeRoom(bytes: number): Promise<void> {
+  async makeRoom(bytes: number): Promise<boolean> {
     const { held } = await this.#options.store.findRoom(undefined, '')
-    if (held === 0) return
-    const isDone = await this.#alone(async () => {
-      await this.#evictForFloor(bytes)
-      return true
-    })
-    for (let tries = 0; isDone === undefined && tries < mostTries; tries++) {
+    if (held === 0) return false
+    const freed = await this.#alone(() => this.#evictForFloor(bytes))
+    if (freed !== undefined) return freed > 0
+    for (let tries = 0; tries < mostTries; tries++) {
       await delay(pause)
-      if ((await this.#alone(async () => true)) === true) return
+      if ((await this.#alone(async () => true)) === true) return true
     }
+    return false
   }
 
   /** Takes out at once what is larger than the whole budget; it made no room for itself. */
@@ -235,8 +235,11 @@ export class Eviction {
     }
   }
 
-  /** Evicts from all mirrors, also those of old configurations, until the disk has so many bytes more. */
-  async #evictForFloor(bytes: number): Promise<void> {
+  /**
+   * Evicts from all mirrors, also those of old configurations, until the disk has so many bytes more.
+   * @returns bytes that it has got back
+   */
+  async #evictForFloor(bytes: number): Promise<number> {
     const { store, flush } = this.#options
     await flush()
     let freed = 0
@@ -244,11 +247,12 @@ export class Eviction {
       const names = (await store.listStates()).map(({ name }) => name)
       const firsts = await Promise.all(names.map((mirror) => this.#findGiving(mirror)))
       const [oldest] = firsts.flat().sort((one, other) => one.usedAt - other.usedAt)
-      if (oldest === undefined) return
+      if (oldest === undefined) return freed
       const gained = await this.#take(oldest.mirror, [oldest.digest])
-      if (gained === undefined) return
+      if (gained === undefined) return freed
       freed += gained
     }
+    return freed
   }
 
   /** Of the blobs of a mirror that give space back, the one that was used longest ago; none, or that one. */

@@ -1,16 +1,28 @@
-import type { QuotaStore, QuotaUse } from '../../storage/quota-store.js'
+import { overheadLimit, type QuotaExcess, type QuotaStore } from '../../storage/quota-store.js'
 import { RegistryError } from '../oci/errors.js'
 
 /** Bytes that a body without a length asks for at a time. */
 const step = 16 * 1024 * 1024
 
-/** The refusal of what would exceed a quota. Docker shows a 403 at once, with its sentence (protocol MF-15). */
-export function overQuota({ pattern, limit, used }: QuotaUse): RegistryError {
-  const numbers = `${used} of ${limit} bytes are used or on their way`
+/**
+ * The refusal of what would exceed a quota: it says how to go on. Docker shows a 403 at once, with its sentence
+ * (protocol MF-15).
+ */
+export function overQuota(quota: QuotaExcess): RegistryError {
+  const { pattern, limit, used, waiting, overhead, lack } = quota
+  const most = overheadLimit(quota)
+  const numbers =
+    lack === 'bytes'
+      ? `${used} of ${limit} bytes are used or on their way`
+      : `entries of tags, their history, manifests, blobs and uploads take ${overhead} of ${most} bytes`
+  const free =
+    waiting > 0
+      ? `what was deleted counts while it can be brought back: "boathouse quota free '${pattern}'" on the server gives it up for good; or `
+      : ''
   return new RegistryError(
     'DENIED',
-    `quota ${pattern} is exhausted: ${numbers}, and this does not fit; delete images or raise the quota, then push again`,
-    { detail: { quota: pattern, limit, used } },
+    `quota ${pattern} is exhausted: ${numbers}, and this does not fit; ${free}delete images or raise the quota, then push again`,
+    { detail: { quota: pattern, limit, used, deleted: waiting, overhead, overheadLimit: most } },
   )
 }
 

@@ -7,7 +7,7 @@ import type { QuotaStore } from '../../storage/quota-store.js'
 import { type Algorithm, algorithmOf, type Digest } from '../oci/digest.js'
 import { RegistryError, UploadRangeError } from '../oci/errors.js'
 import type { RepositoryName } from '../oci/reference.js'
-import type { DiskGuard } from './disk-guard.js'
+import type { BodyRoom, DiskGuard } from './disk-guard.js'
 import { leaseSlack } from './leases.js'
 import { overQuota, QuotaRoom } from './quotas.js'
 
@@ -36,9 +36,9 @@ export interface UploadOptions {
   /** Milliseconds for which a blob stays that somebody relies on (see leases.ts). */
   readonly grace: number
   /** Has the last word on bytes. */
-  readonly disk: Pick<DiskGuard, 'admit' | 'refusal'>
+  readonly disk: Pick<DiskGuard, 'admit' | 'openRoom'>
   /** Default: there are none. */
-  readonly quotas?: Pick<QuotaStore, 'isLimited' | 'reserve'>
+  readonly quotas?: Pick<QuotaStore, 'isLimited' | 'reserve' | 'findOverrun'>
 }
 
 /** Who opens a session. */
@@ -175,6 +175,9 @@ export class UploadService {
         },
       )
     }
+    // What came in as if to mend a damaged blob may have been another one.
+    const overrun = await this.#options.quotas?.findOverrun(key.repository, digest)
+    if (overrun !== undefined) throw overQuota(overrun)
     await this.#blobs.commit(key.id, digest, complete.size)
     const blob = { digest, size: complete.size }
     if (!(await this.#metadata.finishUpload(key.id, holder, blob, Date.now()))) {
@@ -292,14 +295,14 @@ export class UploadService {
       return { size: upload.offset, digest: upload.digest, failure: undefined }
     }
     const { offset, digest } = upload
-    const admit = chunk.open === undefined ? undefined : await this.#admit(upload, holder, chunk.length ?? 0)
-    return this.#blobs.append(upload.id, chunk.open?.(), {
-      offset,
-      digest,
-      limit,
-      algorithm,
-      ...(admit === undefined ? {} : { admit }),
-    })
+    const told = { offset, digest, limit, algorithm }
+    if (chunk.open === undefined) return this.#blobs.append(upload.id, undefined, told)
+    const room = await this.#openRoom(upload, holder, chunk.length ?? 0)
+    try {
+      return await this.#blobs.append(upload.id, chunk.open(), { ...told, ...room.told })
+    } finally {
+      room.close()
+    }
   }
 
   /**
@@ -307,16 +310,31 @@ export class UploadService {
    * @returns what looks for the rest while it comes in
    * @throws RegistryError STORAGE_FULL, DENIED when a quota has no room for it
    */
-  async #admit(upload: Upload, holder: string, length: number): Promise<AppendOptions['admit']> {
+  async #openRoom(
+    upload: Upload,
+    holder: string,
+    length: number,
+  ): Promise<{ told: Pick<AppendOptions, 'admit' | 'onStored'> } & Pick<BodyRoom, 'close'>> {
     const { disk, quotas } = this.#options
     await disk.admit(length)
-    if (!(await quotas?.isLimited(upload.repository))) return () => disk.refusal()
-    const room = new QuotaRoom(async (end) => {
+    const isLimited = await quotas?.isLimited(upload.repository)
+    const quota = new QuotaRoom(async (end) => {
       const granted = await quotas?.reserve(upload.id, holder, end)
       return granted ?? { end, excess: undefined }
     })
-    if (length > 0) await room.claim(upload.offset + length)
-    return (position) => disk.refusal() ?? room.pass(position)
+    if (isLimited && length > 0) await quota.claim(upload.offset + length)
+    const room = disk.openRoom(upload.offset)
+    return {
+      told: {
+        admit(position) {
+          const [one, other] = [room.pass(position), isLimited ? quota.pass(position) : undefined]
+          if (one === undefined && other === undefined) return undefined
+          return Promise.all([one, other]).then(() => undefined)
+        },
+        onStored: (position) => room.reached(position),
+      },
+      close: () => room.close(),
+    }
   }
 
   /** The closing chunk counts whole or not at all: a client that lost the connection sends it again. */

@@ -207,6 +207,42 @@ t.test('what was fetched from an upstream makes room for what is pushed', { skip
   execFileSync('rm', ['-rf', server.data])
 })
 
+t.test('S83: mirrors make room for bodies without a length, and the floor holds', { skip }, async (t) => {
+  const keep = 12 * mebibyte
+  const config = { disk: { floor: '12MiB', reserve: '0B' }, workers: 2 }
+  const { upstream, server } = await startSmall(t, 'chunked', {}, config)
+  const images = addImages(upstream, 60)
+  t.strictSame(await pullAll(server, images), [])
+  t.ok(heldBytes(server) > 20 * mebibyte, 'the mirror has filled the disk')
+
+  const chunked = async (repository: string, { bytes }: { bytes: Buffer }) => {
+    const location = (
+      await server.request('POST', `/v2/${repository}/blobs/uploads/`, { fresh: true })
+    ).header('location')
+    return server.request('PATCH', location, { body: bytes, chunked: true, fresh: true, unchecked: true })
+  }
+  const alone = await watch(server, async () => {
+    const reply = await chunked('own/app', randomBlob(16 * mebibyte))
+    t.equal(reply.status, 202, reply.text)
+  })
+  t.ok(alone.leastFree >= keep - mebibyte, `${keep - alone.leastFree} bytes below the floor`)
+  const together = await watch(server, async () => {
+    const replies = await Promise.all(
+      ['a', 'b', 'c'].map((name) => chunked(`own/${name}`, randomBlob(4 * mebibyte))),
+    )
+    t.strictSame(
+      replies.map(({ status }) => status),
+      [202, 202, 202],
+    )
+  })
+  t.ok(together.leastFree >= keep - 4 * mebibyte, `${keep - together.leastFree} bytes below the floor`)
+  const tooMuch = await chunked('own/app', randomBlob(40 * mebibyte))
+  t.equal(tooMuch.status, 507, 'what does not fit is refused')
+  t.ok(freeBytes() >= keep - mebibyte, 'and gives its room back')
+  await server.stop()
+  execFileSync('rm', ['-rf', server.data])
+})
+
 t.test(
   'what a backup on the same disk has, too, is not evicted: that would free nothing',
   { skip },

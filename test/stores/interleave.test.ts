@@ -50,7 +50,8 @@ type Stores = Awaited<ReturnType<typeof openStores>>
 /** What handlers call. */
 function servicesOn(stores: { readonly metadata: MetadataStore; readonly blobs: BlobStore }) {
   // The real one looks at the disk when its last look is old: that would make the calls depend on the time.
-  const disk = { admit: async () => undefined, refusal: () => undefined }
+  const room = { pass: () => undefined, reached: () => undefined, close: () => undefined }
+  const disk = { admit: async () => undefined, openRoom: () => room }
   return {
     blobs: new BlobService(stores, { grace, disk }),
     uploads: new UploadService(stores, {

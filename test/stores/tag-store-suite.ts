@@ -116,6 +116,19 @@ export function testTagStore(t: Test, newPlace: NewPlace<OpenTagStore>): void {
     t.equal((await tags.listHistory(team, parseTag('other'), 10)).length, 1, 'of that tag alone')
   })
 
+  t.test('S85: history: the bound holds for each tag of pushes with many', async (t) => {
+    const { tags, metadata } = await open(t)
+    const names = Array.from({ length: 50 }, (_, number) => `t${number}`)
+    const moves = Array.from({ length: 1100 }, (_, move) =>
+      metadata.putManifest(manifest(move % 2 === 0 ? 'a' : 'b', { tags: names, now: now + move })),
+    )
+    await Promise.all(moves)
+    for (const name of names) {
+      const changes = await tags.listHistory(team, parseTag(name), 5000)
+      t.ok(changes.length >= 1000 && changes.length < 1060, `${name}: ${changes.length} are left`)
+    }
+  })
+
   t.test('restore: a moved tag, a deleted one, and back again', async (t) => {
     const { tags, metadata } = await open(t)
     t.match(await tags.restoreTag(restoration()), { outcome: 'unknown' }, 'no repository')

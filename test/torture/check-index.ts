@@ -15,18 +15,21 @@ export function* checkDatabase(db: Database.Database): Generator<string> {
   yield* checkDeleted(db)
 }
 
-/** I10: what counts against a quota is what the repositories that it counts hold. */
+/** I10: what counts against a quota is what the repositories that it counts hold, deleted or not, but for mirrors'. */
 function* checkQuotas(db: Database.Database): Generator<string> {
+  const own = (table: string) =>
+    `(SELECT coalesce(sum(f.size), 0) FROM ${table} f WHERE f.repository_id = r.id)`
   const rows = db
     .prepare<[], { pattern: string; used: number; actual: number }>(
       `SELECT q.pattern, q.used, (
          SELECT coalesce(sum(
-           (SELECT coalesce(sum(b.size), 0) FROM repository r JOIN blob_link l ON l.repository_id = r.id
-            JOIN blob b ON b.id = l.blob_id WHERE r.name = m.repository)
-           + (SELECT coalesce(sum(size), 0) FROM repository r JOIN manifest f ON f.repository_id = r.id
-              WHERE r.name = m.repository)
+           (SELECT coalesce(sum(b.size), 0) FROM blob_link l JOIN blob b ON b.id = l.blob_id
+            WHERE l.repository_id = r.id)
+           + ${own('manifest')} + ${own('deleted_manifest')}
+           + (SELECT coalesce(sum(size), 0) FROM waiting_blob w WHERE w.repository = m.repository)
            + (SELECT coalesce(sum(max(offset, reserved)), 0) FROM upload u WHERE u.repository = m.repository)
-         ), 0) FROM quota_repository m WHERE m.pattern = q.pattern) AS actual
+         ), 0) FROM quota_repository m LEFT JOIN repository r ON r.name = m.repository
+         WHERE m.pattern = q.pattern AND r.mirror IS NULL) AS actual
        FROM quota q`,
     )
     .all()
