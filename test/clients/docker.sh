@@ -200,12 +200,10 @@ docker_pull_large() {
 # its port and data. Sets `interrupted_image`; what came of it is for the checks below. (Not a check itself: the
 # server's new process must belong to this shell.)
 interrupt_pull() {
-  local proxy_port puller
+  local puller
   check 'docker: (before the interrupted pull) the engine is empty' forget_images
-  start_process "$WORK/proxy.log" node "$suite_dir/throttle-proxy.mjs" "$PORT" $((60 * 1024 * 1024)) $((80 * 1024 * 1024))
-  wait_until 10 grep -q '^port ' "$WORK/proxy.log" || return 1
-  proxy_port=$(sed -n 's/^port //p' "$WORK/proxy.log")
-  interrupted_image=127.0.0.1:$proxy_port/docker/large:1
+  start_proxy "$WORK/proxy.log" $((60 * 1024 * 1024)) $((80 * 1024 * 1024)) || return 1
+  interrupted_image=$proxied/docker/large:1
   run_docker pull "$interrupted_image" >"$WORK/interrupted.log" 2>&1 </dev/null &
   puller=$!
   pids+=("$puller")
