@@ -8,11 +8,13 @@ import {
   push,
   pushBlobs,
   putManifest,
+  RawConnection,
   type Reply,
   randomBlob,
   runServerCommand,
   type Server,
   startServer,
+  withQuery,
 } from './harness.js'
 import { checkFolder } from './torture/checker.js'
 
@@ -50,6 +52,31 @@ async function endWell(t: Test, server: Server) {
 }
 
 const uploadsOf = (repository: string) => `/v2/${repository}/blobs/uploads/`
+
+t.test('S75: a chunked body under a quota arrives whole, whatever its size', async (t) => {
+  const server = await startServer(t, { config: { quotas: ['team/*=400MB'] } })
+  const repository = newRepository('team')
+  for (const size of [1, 1770, 60_000, 70_000, 1_100_000, 33_700_000]) {
+    const layer = randomBlob(size)
+    const location = await openUpload(server, repository)
+    // Head, body and its end in one write: all of it is here before the first answer of the quota.
+    const chunked = [`${size.toString(16)}\r\n`, layer.bytes, '\r\n0\r\n\r\n'].map((part) =>
+      Buffer.from(part),
+    )
+    const connection = await RawConnection.open(server)
+    await connection.request(`PATCH ${location}`, ['Transfer-Encoding: chunked'], Buffer.concat(chunked))
+    const reply = await connection.reply()
+    await connection.close()
+    t.equal(reply.status, 202, `${size} bytes: ${reply.body}`)
+    t.equal(reply.headers.range, `0-${size - 1}`, `${size} bytes`)
+    t.equal(
+      (await server.request('PUT', withQuery(location, `digest=${layer.digest}`))).status,
+      201,
+      `${size} bytes`,
+    )
+  }
+  await endWell(t, server)
+})
 
 t.test('UP-10, MF-15: every step of a push that does not fit under a quota is refused', async (t) => {
   const server = await startServer(t, { config: { quotas: ['team/*=1MB'] } })
