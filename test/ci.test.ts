@@ -35,7 +35,6 @@ function runTests(...files: string[]): Promise<Run> {
   return startCommand([], { command: ['bash', join(root, '.ci/tests'), 'npx', 'tap', ...files] }).done
 }
 
-
 t.test('a test file that fails once and passes alone is named as flaky, and has passed', async (t) => {
   const once = testFile(t, 'once', fails, passes)
   const fine = testFile(t, 'fine', passes, passes)

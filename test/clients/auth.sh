@@ -11,6 +11,7 @@
 #
 # Needs what run.sh needs.
 #   BOATHOUSE_MAIN=FILE   the server's compiled main.js (default: the project's dist/src/main.js)
+#   EVERYTHING=up|down    with every feature switched on, while the mirror's upstream is up, or away
 #   KEEP_WORK=1           keep the folder with logs and data
 
 set -uo pipefail
@@ -45,7 +46,7 @@ dev_password='pass:word with "odd" signs/+='
 guest_password='a guest may look'
 wrong_password='not this one'
 
-boathouse() { timeout 60 node "$server_main" "$@" --data "$WORK/data"; }
+boathouse() { timeout 60 env "${features[@]}" node "$server_main" "$@" --data "$WORK/data"; }
 add_user() { boathouse user add "$1" "${@:3}" <<<"$2"; }
 
 # alice administers, dev pushes to team/**, guest pulls from it, everybody pulls from public/**.
@@ -350,29 +351,29 @@ test_skopeo() {
 
 ctr_push_and_pull() {
   tar -C "$layout" -c . | run_ctr images import --all-platforms --no-unpack --base-name "$REGISTRY/team/ctr" -
-  run_ctr images push "${plain_http[@]}" --user "dev:$dev_password" "$REGISTRY/team/ctr:1" "$REGISTRY/team/ctr:list"
+  run_ctr images push "${ctr_plain[@]}" --user "dev:$dev_password" "$REGISTRY/team/ctr:1" "$REGISTRY/team/ctr:list"
   forget_ctr_images
-  run_ctr images pull "${plain_http[@]}" --all-platforms --user "dev:$dev_password" "$REGISTRY/team/ctr:1"
+  run_ctr images pull "${ctr_plain[@]}" --all-platforms --user "dev:$dev_password" "$REGISTRY/team/ctr:1"
   expect_match images "$(run_ctr images ls)" "^$REGISTRY/team/ctr:1 .* $list_digest "
 }
 
 ctr_refused() {
   # When a push is refused while ctr still writes, chance decides which of its two errors it shows.
   local text words='insufficient_scope|unauthorized|denied|authorization failed|closed pipe'
-  text=$(run_ctr images push "${plain_http[@]}" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  text=$(run_ctr images push "${ctr_plain[@]}" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'without a user' "$text" "$words"
-  text=$(run_ctr images push "${plain_http[@]}" --user "guest:$guest_password" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  text=$(run_ctr images push "${ctr_plain[@]}" --user "guest:$guest_password" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'without the right' "$text" "$words"
   expect_match 'what was refused is not there' "$(curl -s -o /dev/null -w '%{http_code}' -u "dev:$dev_password" "$scheme://$REGISTRY/v2/team/ctr/manifests/2")" '^404$'
-  text=$(run_ctr images pull "${plain_http[@]}" --user "dev:$wrong_password" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  text=$(run_ctr images pull "${ctr_plain[@]}" --user "dev:$wrong_password" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'a wrong password' "$text" 'unauthorized|401'
-  text=$(run_ctr images pull "${plain_http[@]}" "$REGISTRY/private/app:1" 2>&1) && return 1
+  text=$(run_ctr images pull "${ctr_plain[@]}" "$REGISTRY/private/app:1" 2>&1) && return 1
   expect_match 'a pull without a user' "$text" 'insufficient_scope|unauthorized|denied|authorization failed'
 }
 
 ctr_anonymous() {
   forget_ctr_images
-  run_ctr images pull "${plain_http[@]}" --all-platforms "$REGISTRY/public/list:1"
+  run_ctr images pull "${ctr_plain[@]}" --all-platforms "$REGISTRY/public/list:1"
 }
 
 test_containerd() {
@@ -624,7 +625,12 @@ unset REGISTRY_AUTH_FILE DOCKER_HOST DOCKER_CONTEXT CONTAINERD_ADDRESS XDG_RUNTI
 mkdir -p "$DOCKER_CONFIG"
 echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists that the file is there
 make_images || give_up 'no images to test with'
+if everything_on; then
+  switch_everything_on || give_up 'not everything could be switched on'
+  credentials=() ctr_login=() # the users are this script's own
+fi
 start_server 0 BOATHOUSE_AUTH=token BOATHOUSE_TOKENS_EXPIRE_AFTER=60s || give_up 'no server'
+if is_down; then stop_process "$feature_upstream_pid"; fi
 make_users >"$WORK/users.log" 2>&1 || {
   cat "$WORK/users.log"
   give_up 'no users'
@@ -640,4 +646,4 @@ run_skopeo copy --all --quiet --dest-tls-verify=false --dest-creds "alice:$admin
   "docker://$REGISTRY/public/list:1" || give_up 'the first push failed'
 
 for group in "${groups[@]}"; do "test_$group"; done
-finish 'auth clients'
+finish "auth clients${EVERYTHING:+ with everything on, upstream $EVERYTHING}"

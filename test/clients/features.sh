@@ -9,6 +9,8 @@
 scheme=http
 plain_http=(--plain-http)
 plain_copy=(--from-plain-http --to-plain-http)
+ctr_plain=(--plain-http)
+manifest_insecure=(--insecure)
 ctr_login=()
 credentials=()
 features=()
@@ -19,7 +21,7 @@ everything_on() { [ -n "${EVERYTHING:-}" ]; }
 is_down() { [ "${EVERYTHING:-}" = down ]; }
 
 # Tags that the scripts push, some of them twice, and never move. The first is for the one that tries.
-immutable_tags='feature/**:fixed*,skopeo/list:*,skopeo/schema2:*,skopeo/tags:*,synced/**:*,containerd/**:*,crane/layout:*,crane/list:*,podman/**:*,oras/**:*,charts/**:*,cosign/**:*,hand/**:*,docker/large:*,ten/**:*'
+immutable_tags='feature/**:fixed*,skopeo/list:*,skopeo/schema2:*,skopeo/tags:*,synced/**:*,containerd/**:*,crane/layout:*,crane/list:*,podman/**:*,oras/**:*,charts/**:*,cosign/**:*,hand/**:*,docker/large:*,ten/**:*,public/list:*,team/list:*,team/charts/**:*'
 # `**` keeps all that the scripts push, and every tag is judged again each second.
 retention_rules='[{"repositories":["feature/kept"],"keep":[{"newest":2}]},{"repositories":["**"],"keep":[{"newest":1000},{"pulledWithin":"1d"}]}]'
 
@@ -36,9 +38,11 @@ switch_everything_on() {
   scheme=https
   plain_http=()
   plain_copy=()
+  manifest_insecure=()
+  ctr_plain=(--tlscacert "$WORK/tls/certificate.pem")
   proxy_tls=("$WORK/tls/certificate.pem" "$WORK/tls/key.pem")
   # Go's programs and curl trust what is in this file.
-  export SSL_CERT_FILE="$WORK/tls/certificate.pem" SSL_CERT_DIR="$WORK/tls/none"
+  export SSL_CERT_FILE="$WORK/tls/certificate.pem" SSL_CERT_DIR="$WORK/tls/none" CURL_CA_BUNDLE="$WORK/tls/certificate.pem"
   upstream_port=$(free_port)
   features+=(
     BOATHOUSE_WORKERS=3

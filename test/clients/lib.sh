@@ -184,14 +184,15 @@ server_settings=()
 # True once there is an outcome: it listens, or it has gone.
 server_answered() { grep -qE ' is listening on https?://' "$WORK/server.out" || is_gone "$server_pid"; }
 
-# start_server_beside NAME [NAME=VALUE…]: another one, on the data folder $WORK/NAME; sets other_registry (host:port). It ends
-# with the run.
+# start_server_beside NAME [NAME=VALUE…]: another one, on the data folder $WORK/NAME; sets other_registry (host:port) and
+# other_pid. It ends with the run.
 start_server_beside() {
   local name=$1 log="$WORK/$1.log"
   shift
   start_process "$log" env BOATHOUSE_DATA="$WORK/$name" "${features[@]}" "$@" node "$server_main" serve --listen 127.0.0.1:0
   wait_until 60 grep -qE ' is listening on https?://' "$log" || return 1
   other_registry=127.0.0.1:$(sed -nE 's#.* is listening on https?://[^ ]*:([0-9]+)$#\1#p' "$log" | head -n 1)
+  other_pid=$started
   make_tester "$WORK/$name" && log_in "$other_registry"
 }
 

@@ -3,7 +3,7 @@
 #
 #   bash test/clients/run.sh [GROUP…]
 #
-# Groups: skopeo podman containerd crane oras helm cosign manifests docker keep undo, and server, which comes last: it looks at
+# Groups: skopeo podman containerd crane oras helm cosign manifests docker keep undo ten, and server, which comes last: it looks at
 # the log that the others made.
 #
 # Needs root on Debian 12 and node and go on the path; installs the rest (see install.sh).
@@ -14,7 +14,7 @@
 
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(skopeo podman containerd crane oras helm cosign manifests docker keep undo server)
+groups=(skopeo podman containerd crane oras helm cosign manifests docker keep undo ten server)
 
 # shellcheck source=lib.sh
 source "$here/lib.sh"
