@@ -6,6 +6,7 @@ import type { Test } from 'tap'
 import { dataPaths, takeDataFolder } from '../storage/data-folder.js'
 import { KeyStore } from '../storage/key-store.js'
 import { scratchDir, within } from './harness.js'
+import { failOnWarnings } from './warnings.js'
 
 const mainScript = fileURLToPath(new URL('../src/main.js', import.meta.url))
 
@@ -75,6 +76,7 @@ export function startCommand(args: string[], options: CommandOptions = {}): Runn
   const done = new Promise<Run>((resolve) => {
     child.on('close', (code) => {
       clearTimeout(timer)
+      failOnWarnings(stderr)
       resolve({ code, stdout, stderr })
     })
   })

@@ -5,9 +5,11 @@ import * as http from 'node:http'
 import * as https from 'node:https'
 import { connect, type Socket } from 'node:net'
 import { basename, dirname, join } from 'node:path'
+import * as tls from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import { stringify } from 'yaml'
+import { failOnWarnings } from './warnings.js'
 
 // ---------------------------------------------------------------------------------------------
 // Waiting
@@ -148,6 +150,8 @@ export interface Server {
   kill: () => Promise<Exit>
   /** Sends one request; see `RequestOptions`. */
   request: (method: string, path: string, options?: RequestOptions) => Promise<Reply>
+  /** What raw connections send as `Authorization`, unless they are told another. */
+  authorization?: string
   /** Every broken rule that the checks made on each reply have found, one sentence each. */
   faults: string[]
 }
@@ -204,6 +208,7 @@ export async function runServerCommand(
   const code = await new Promise<number | null>((resolve) => child.on('close', resolve))
   clearTimeout(timer)
   living.delete(child)
+  failOnWarnings(stderr)
   return { code, stdout, stderr }
 }
 
@@ -244,6 +249,7 @@ export async function startServer(t: Test, options: ServerOptions = {}): Promise
   const exited = new Promise<Exit>((resolve) => {
     child.on('close', (code, signal) => {
       living.delete(child)
+      failOnWarnings(stderr())
       resolve({ code, signal })
     })
   })
@@ -263,7 +269,7 @@ export async function startServer(t: Test, options: ServerOptions = {}): Promise
       if (ended) return new Error(`the server ended (${JSON.stringify(ended)}): ${stderr()}`)
       return stdout().length >= 3 && /listening on (https?):\/\/([^/]+):(\d+)/.exec(stdout().join('\n'))
     },
-    60_000,
+    180_000,
   ).catch((error: Error) => new Error(`${error.message}: ${stderr()}`))
   if (listening instanceof Error) throw listening
 
@@ -537,9 +543,11 @@ export class RawConnection {
   /** Bytes received so far. */
   receivedBytes = 0
   #received: Buffer[] = []
+  readonly #authorization: string | undefined
 
-  private constructor(socket: Socket) {
+  private constructor(socket: Socket, authorization: string | undefined) {
     this.socket = socket
+    this.#authorization = authorization
     socket.on('data', (chunk) => {
       this.#received.push(chunk)
       this.receivedBytes += chunk.length
@@ -553,11 +561,21 @@ export class RawConnection {
     })
   }
 
-  static open(server: { host: string; port: number }): Promise<RawConnection> {
+  /** With TLS where the server's address says https; whose certificate it is does not matter. */
+  static open(server: {
+    host: string
+    port: number
+    url?: string
+    authorization?: string
+  }): Promise<RawConnection> {
+    const { host, port, authorization } = server
+    const isTls = server.url?.startsWith('https:') === true
     return new Promise((resolve, reject) => {
-      const socket = connect(server.port, server.host)
+      const socket = isTls ? tls.connect({ host, port, rejectUnauthorized: false }) : connect(port, host)
       socket.once('error', reject)
-      socket.once('connect', () => resolve(new RawConnection(socket)))
+      socket.once(isTls ? 'secureConnect' : 'connect', () =>
+        resolve(new RawConnection(socket, authorization)),
+      )
     })
   }
 
@@ -571,10 +589,12 @@ export class RawConnection {
     ])
   }
 
-  /** Sends a request line, headers (a Host among them unless one is given) and a body. */
+  /** Sends a request line, headers (a Host and what the server asks of logins among them unless given) and a body. */
   request(line: string, headers: string[] = [], body: string | Buffer = ''): Promise<void> {
     const host = headers.some((header) => /^host:/i.test(header)) ? [] : ['Host: localhost']
-    const head = [`${line} HTTP/1.1`, ...host, ...headers, '', ''].join('\r\n')
+    const given = headers.some((header) => /^authorization:/i.test(header))
+    const login = given || this.#authorization === undefined ? [] : [`Authorization: ${this.#authorization}`]
+    const head = [`${line} HTTP/1.1`, ...host, ...login, ...headers, '', ''].join('\r\n')
     return this.send(Buffer.concat([Buffer.from(head), Buffer.from(body)]))
   }
 
@@ -608,7 +628,8 @@ export class RawConnection {
 
   /** Ends the connection at once with a reset, as a client that died does. */
   abort(): Promise<void> {
-    this.socket.resetAndDestroy()
+    if (this.socket instanceof tls.TLSSocket) this.socket.destroy()
+    else this.socket.resetAndDestroy()
     return this.closed
   }
 

@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap'
+import { startServerWithFeatures } from './everything.js'
 import {
   artifact,
   blob,
@@ -23,7 +24,6 @@ import {
   type Reply,
   type RequestOptions,
   randomBlob,
-  startServer,
   tagsOf,
 } from './harness.js'
 
@@ -32,7 +32,7 @@ import {
  * answers. The clients themselves are run elsewhere; this needs none of them.
  */
 
-const server = await startServer(t, { config: { manifests: { sparse: ['mirror/**'] } } })
+const server = await startServerWithFeatures(t, { manifests: { sparse: ['mirror/**'] } })
 
 const schema1 = 'application/vnd.docker.distribution.manifest.v1+prettyjws'
 const dockerAccept = [OCI_INDEX, DOCKER_LIST, schema1, 'application/json', DOCKER_MANIFEST, OCI_MANIFEST]

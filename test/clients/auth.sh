@@ -5,17 +5,19 @@
 #
 #   bash test/clients/auth.sh [GROUP…]
 #
-# Groups: docker podman skopeo containerd oras crane helm search nginx long conformance, and server, which comes last.
-# `long` takes three minutes: a layer that arrives so slowly that the token it was begun with is long dead at its end.
+# Groups: docker podman skopeo containerd oras crane helm search nginx long, and server, which comes last.
+# `long` takes three minutes: a layer that arrives so slowly that the token it was begun with is long dead at its end;
+# `quick` is all but that.
 #
 # Needs what run.sh needs.
 #   BOATHOUSE_MAIN=FILE   the server's compiled main.js (default: the project's dist/src/main.js)
-#   CONFORMANCE_RUNNER=FILE   a conformance runner that is installed already
+#   EVERYTHING=up|down    with every feature switched on, while the mirror's upstream is up, or away
 #   KEEP_WORK=1           keep the folder with logs and data
 
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(docker podman skopeo containerd oras crane helm search nginx long conformance server)
+groups=(docker podman skopeo containerd oras crane helm search nginx long server)
+quick=(docker podman skopeo containerd oras crane helm search nginx server)
 
 unset CLIENT_TEST_REGISTRY # the users are made in the server's own data folder
 # shellcheck source=lib.sh
@@ -28,7 +30,7 @@ for file in docker podman skopeo containerd oras crane helm nginx server; do
   # shellcheck source=/dev/null
   source "$here/$file.sh"
 done
-if [ $# -gt 0 ]; then groups=("$@"); fi
+if [ "${1:-}" = quick ]; then groups=("${quick[@]}"); elif [ $# -gt 0 ]; then groups=("$@"); fi
 
 before_clean_up() { stop_docker_engine; }
 
@@ -44,7 +46,7 @@ dev_password='pass:word with "odd" signs/+='
 guest_password='a guest may look'
 wrong_password='not this one'
 
-boathouse() { timeout 60 node "$server_main" "$@" --data "$WORK/data"; }
+boathouse() { timeout 60 env "${features[@]}" node "$server_main" "$@" --data "$WORK/data"; }
 add_user() { boathouse user add "$1" "${@:3}" <<<"$2"; }
 
 # alice administers, dev pushes to team/**, guest pulls from it, everybody pulls from public/**.
@@ -349,29 +351,29 @@ test_skopeo() {
 
 ctr_push_and_pull() {
   tar -C "$layout" -c . | run_ctr images import --all-platforms --no-unpack --base-name "$REGISTRY/team/ctr" -
-  run_ctr images push --plain-http --user "dev:$dev_password" "$REGISTRY/team/ctr:1" "$REGISTRY/team/ctr:list"
+  run_ctr images push "${ctr_plain[@]}" --user "dev:$dev_password" "$REGISTRY/team/ctr:1" "$REGISTRY/team/ctr:list"
   forget_ctr_images
-  run_ctr images pull --plain-http --all-platforms --user "dev:$dev_password" "$REGISTRY/team/ctr:1"
+  run_ctr images pull "${ctr_plain[@]}" --all-platforms --user "dev:$dev_password" "$REGISTRY/team/ctr:1"
   expect_match images "$(run_ctr images ls)" "^$REGISTRY/team/ctr:1 .* $list_digest "
 }
 
 ctr_refused() {
   # When a push is refused while ctr still writes, chance decides which of its two errors it shows.
   local text words='insufficient_scope|unauthorized|denied|authorization failed|closed pipe'
-  text=$(run_ctr images push --plain-http "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  text=$(run_ctr images push "${ctr_plain[@]}" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'without a user' "$text" "$words"
-  text=$(run_ctr images push --plain-http --user "guest:$guest_password" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  text=$(run_ctr images push "${ctr_plain[@]}" --user "guest:$guest_password" "$REGISTRY/team/ctr:2" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'without the right' "$text" "$words"
-  expect_match 'what was refused is not there' "$(curl -s -o /dev/null -w '%{http_code}' -u "dev:$dev_password" "http://$REGISTRY/v2/team/ctr/manifests/2")" '^404$'
-  text=$(run_ctr images pull --plain-http --user "dev:$wrong_password" "$REGISTRY/team/ctr:1" 2>&1) && return 1
+  expect_match 'what was refused is not there' "$(curl -s -o /dev/null -w '%{http_code}' -u "dev:$dev_password" "$scheme://$REGISTRY/v2/team/ctr/manifests/2")" '^404$'
+  text=$(run_ctr images pull "${ctr_plain[@]}" --user "dev:$wrong_password" "$REGISTRY/team/ctr:1" 2>&1) && return 1
   expect_match 'a wrong password' "$text" 'unauthorized|401'
-  text=$(run_ctr images pull --plain-http "$REGISTRY/private/app:1" 2>&1) && return 1
+  text=$(run_ctr images pull "${ctr_plain[@]}" "$REGISTRY/private/app:1" 2>&1) && return 1
   expect_match 'a pull without a user' "$text" 'insufficient_scope|unauthorized|denied|authorization failed'
 }
 
 ctr_anonymous() {
   forget_ctr_images
-  run_ctr images pull --plain-http --all-platforms "$REGISTRY/public/list:1"
+  run_ctr images pull "${ctr_plain[@]}" --all-platforms "$REGISTRY/public/list:1"
 }
 
 test_containerd() {
@@ -387,31 +389,31 @@ test_containerd() {
 oras_login() {
   local text
   mkdir -p "$oras_folder"
-  run_oras login --plain-http --registry-config config.json --username dev --password-stdin "$REGISTRY" <<<"$dev_password"
-  text=$(run_oras login --plain-http --registry-config wrong.json --username dev --password-stdin "$REGISTRY" <<<"$wrong_password" 2>&1) && return 1
+  run_oras login "${plain_http[@]}" --registry-config config.json --username dev --password-stdin "$REGISTRY" <<<"$dev_password"
+  text=$(run_oras login "${plain_http[@]}" --registry-config wrong.json --username dev --password-stdin "$REGISTRY" <<<"$wrong_password" 2>&1) && return 1
   expect_match 'the error' "$text" 'unauthorized|401'
 }
 
 oras_push_and_pull() {
   echo 'some notes' >"$oras_folder/notes.txt"
   echo '{}' >"$oras_folder/sbom.json"
-  run_oras push --plain-http --registry-config config.json "$REGISTRY/team/notes:1" notes.txt:text/plain
-  run_oras attach --plain-http --registry-config config.json --artifact-type application/vnd.example.sbom+json "$REGISTRY/team/notes:1" sbom.json
-  expect_match 'what is attached' "$(run_oras discover --plain-http --registry-config config.json --format tree "$REGISTRY/team/notes:1")" 'sbom'
+  run_oras push "${plain_http[@]}" --registry-config config.json "$REGISTRY/team/notes:1" notes.txt:text/plain
+  run_oras attach "${plain_http[@]}" --registry-config config.json --artifact-type application/vnd.example.sbom+json "$REGISTRY/team/notes:1" sbom.json
+  expect_match 'what is attached' "$(run_oras discover "${plain_http[@]}" --registry-config config.json --format tree "$REGISTRY/team/notes:1")" 'sbom'
   rm -rf "$oras_folder/pulled"
-  run_oras pull --plain-http --registry-config config.json --output pulled "$REGISTRY/team/notes:1"
+  run_oras pull "${plain_http[@]}" --registry-config config.json --output pulled "$REGISTRY/team/notes:1"
   cmp "$oras_folder/notes.txt" "$oras_folder/pulled/notes.txt"
-  run_oras repo tags --plain-http --registry-config config.json "$REGISTRY/team/notes"
+  run_oras repo tags "${plain_http[@]}" --registry-config config.json "$REGISTRY/team/notes"
 }
 
 oras_refused() {
   local text
-  text=$(run_oras push --plain-http --registry-config none.json "$REGISTRY/team/notes:2" notes.txt:text/plain 2>&1) && return 1
+  text=$(run_oras push "${plain_http[@]}" --registry-config none.json "$REGISTRY/team/notes:2" notes.txt:text/plain 2>&1) && return 1
   expect_match 'without login' "$text" '401|403|denied|unauthorized|credential'
-  text=$(run_oras push --plain-http --registry-config config.json "$REGISTRY/private/notes:2" notes.txt:text/plain 2>&1) && return 1
+  text=$(run_oras push "${plain_http[@]}" --registry-config config.json "$REGISTRY/private/notes:2" notes.txt:text/plain 2>&1) && return 1
   expect_match 'without the right' "$text" '401|403|denied|unauthorized'
   run_oras logout --registry-config config.json "$REGISTRY"
-  text=$(run_oras pull --plain-http --registry-config config.json --output never "$REGISTRY/team/notes:1" 2>&1) && return 1
+  text=$(run_oras pull "${plain_http[@]}" --registry-config config.json --output never "$REGISTRY/team/notes:1" 2>&1) && return 1
   expect_match 'after logout' "$text" '401|403|denied|unauthorized|credential'
 }
 
@@ -472,7 +474,7 @@ test_crane() {
 helm_login() {
   local text
   mkdir -p "$helm_folder"
-  expect_match output "$(run_helm registry login --plain-http --username dev --password-stdin "$REGISTRY" <<<"$dev_password" 2>&1)" 'Login Succeeded'
+  expect_match output "$(run_helm registry login "${plain_http[@]}" --username dev --password-stdin "$REGISTRY" <<<"$dev_password" 2>&1)" 'Login Succeeded'
   expect_match 'the log: it asked by POST' "$(grep '"path":"/auth/token"' "$WORK/server.log" | tail -n 3)" '"method":"POST"'
 }
 
@@ -480,19 +482,19 @@ helm_push_and_pull() {
   mkdir -p "$helm_folder/pulled"
   run_helm create ship
   run_helm package ship --version 1.2.3
-  run_helm push --plain-http ship-1.2.3.tgz "oci://$REGISTRY/team/charts"
-  run_helm pull --plain-http --destination pulled --version 1.2.3 "oci://$REGISTRY/team/charts/ship"
+  run_helm push "${plain_http[@]}" ship-1.2.3.tgz "oci://$REGISTRY/team/charts"
+  run_helm pull "${plain_http[@]}" --destination pulled --version 1.2.3 "oci://$REGISTRY/team/charts/ship"
   cmp "$helm_folder/ship-1.2.3.tgz" "$helm_folder/pulled/ship-1.2.3.tgz"
 }
 
 helm_refused() {
   local text
-  text=$(run_helm push --plain-http ship-1.2.3.tgz "oci://$REGISTRY/private/charts" 2>&1) && return 1
+  text=$(run_helm push "${plain_http[@]}" ship-1.2.3.tgz "oci://$REGISTRY/private/charts" 2>&1) && return 1
   expect_match 'without the right' "$text" '401|403|denied|unauthorized'
-  text=$(run_helm registry login --plain-http --username dev --password-stdin "$REGISTRY" <<<"$wrong_password" 2>&1) && return 1
+  text=$(run_helm registry login "${plain_http[@]}" --username dev --password-stdin "$REGISTRY" <<<"$wrong_password" 2>&1) && return 1
   expect_match 'a wrong password' "$text" '401|unauthorized|denied'
   run_helm registry logout "$REGISTRY"
-  text=$(run_helm push --plain-http ship-1.2.3.tgz "oci://$REGISTRY/team/charts" 2>&1) && return 1
+  text=$(run_helm push "${plain_http[@]}" ship-1.2.3.tgz "oci://$REGISTRY/team/charts" 2>&1) && return 1
   expect_match 'after logout' "$text" '401|403|denied|unauthorized|credential'
 }
 
@@ -572,11 +574,8 @@ long_image() {
 # In the background, over a line of 1.2 MB/s: the large layer is on its way from the first second to the last, some
 # 165 s, and a token is good for 60 s (and 60 s more, for clocks that differ). Sets long_puller.
 start_long_pull() {
-  local proxy_port
-  start_process "$WORK/long-proxy.log" node "$suite_dir/throttle-proxy.mjs" "$PORT" 1200000 0
-  wait_until 10 grep -q '^port ' "$WORK/long-proxy.log" || return 1
-  proxy_port=$(sed -n 's/^port //p' "$WORK/long-proxy.log")
-  long_registry=127.0.0.1:$proxy_port
+  start_proxy "$WORK/long-proxy.log" 1200000 0 || return 1
+  long_registry=$proxied
   REGISTRY=$long_registry docker_login long guest "$guest_password" >"$WORK/long.log"
   long_began=$SECONDS
   DOCKER_CONFIG="$WORK/docker-long" timeout 400 "$docker_program" -H "unix://$docker_socket" pull "$long_registry/team/long:1" >>"$WORK/long.log" 2>&1 </dev/null &
@@ -614,42 +613,6 @@ test_long() {
   check 'long: no layer was begun twice, and tokens were renewed' long_pull_uninterrupted
 }
 
-# ---------------------------------------------------------------- conformance
-
-test_conformance() {
-  local runner=${CONFORMANCE_RUNNER:-} results="$WORK/results" tests
-  if [ -z "$runner" ]; then
-    # shellcheck disable=SC2086 # the fields of a row
-    if ! install_go_tool $conformance_tool; then
-      skip 'conformance: with auth on' 'the runner could not be installed'
-      return
-    fi
-    runner=$(go_tool_path conformance)
-  fi
-  mkdir -p "$results"
-  (
-    cd "$WORK/tmp" || exit 1
-    env OCI_REGISTRY="$REGISTRY" OCI_TLS=disabled OCI_REPO1=conf/a OCI_REPO2=conf/b OCI_VERSION=dev OCI_DATA_SPARSE=true \
-      OCI_USERNAME=alice OCI_PASSWORD="$admin_password" OCI_CACHE_AUTH=false OCI_RESULTS_DIR="$results" timeout 300 "$runner"
-  ) >"$WORK/conformance.log" 2>&1
-  conformance_status=$?
-  tests=$(grep -o '<testcase [^>]*>' "$results/junit.xml" | sed -E 's/.* name="([^"]*)".* status="([^"]*)".*/\2 \1/')
-  printf '%s\n' "$tests" >"$WORK/conformance-tests"
-  check "conformance: $(grep -c . <<<"$tests") tests with auth on, a token for each request: all pass" conformance_passes
-  check 'conformance: it did log in' conformance_logged_in
-}
-
-conformance_passes() {
-  grep 'level=WARN' "$WORK/conformance.log" | head -n 20 | cut -c 1-400 || true
-  grep -v -i -E '^(pass|passed) ' "$WORK/conformance-tests" | head -n 40 && return 1
-  expect_equal 'exit status' "$conformance_status" 0
-  [ "$(grep -c . "$WORK/conformance-tests")" -gt 500 ]
-}
-
-conformance_logged_in() {
-  [ "$(grep -c '"audit":"token".*"user":"alice".*repository:conf/' "$WORK/server.log")" -gt 500 ]
-}
-
 # ---------------------------------------------------------------- all of it
 
 install_clients || give_up 'the clients could not be installed'
@@ -662,7 +625,12 @@ unset REGISTRY_AUTH_FILE DOCKER_HOST DOCKER_CONTEXT CONTAINERD_ADDRESS XDG_RUNTI
 mkdir -p "$DOCKER_CONFIG"
 echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists that the file is there
 make_images || give_up 'no images to test with'
-start_server 0 BOATHOUSE_AUTH=token BOATHOUSE_TOKENS_EXPIRE_AFTER=60s 'BOATHOUSE_MANIFESTS_SPARSE=conf/**' || give_up 'no server'
+if everything_on; then
+  switch_everything_on || give_up 'not everything could be switched on'
+  credentials=() ctr_login=() # the users are this script's own
+fi
+start_server 0 BOATHOUSE_AUTH=token BOATHOUSE_TOKENS_EXPIRE_AFTER=60s || give_up 'no server'
+if is_down; then stop_process "$feature_upstream_pid"; fi
 make_users >"$WORK/users.log" 2>&1 || {
   cat "$WORK/users.log"
   give_up 'no users'
@@ -678,4 +646,4 @@ run_skopeo copy --all --quiet --dest-tls-verify=false --dest-creds "alice:$admin
   "docker://$REGISTRY/public/list:1" || give_up 'the first push failed'
 
 for group in "${groups[@]}"; do "test_$group"; done
-finish 'auth clients'
+finish "auth clients${EVERYTHING:+ with everything on, upstream $EVERYTHING}"

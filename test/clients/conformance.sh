@@ -2,13 +2,16 @@
 # The OCI distribution specification's own conformance runner against the server, with everything on: the draft's
 # rules and sparse manifests. Prints `conformance: N passed, N failed`; a skip or an error counts as failed.
 #
-#   bash test/clients/conformance.sh [--can-install]
+#   bash test/clients/conformance.sh [open|logins]
+#
+# With `logins` the server asks for users, and the runner fetches a token for each request.
 #
 # Needs node and go on the path; installs the runner (see install.sh).
 #   BOATHOUSE_MAIN=FILE              the server's compiled main.js (default: the project's dist/src/main.js)
 #   CONFORMANCE_RUNNER=FILE          a runner that is installed already
 #   CLIENT_TEST_REGISTRY=HOST:PORT   aim at a registry that runs already
 #   CONFORMANCE_RESULTS=FOLDER       keep report.html, results.yaml and junit.xml here
+#   EVERYTHING=up|down               with every feature switched on, while the mirror's upstream is up, or away
 #   KEEP_WORK=1                      keep the folder with logs and data
 
 set -uo pipefail
@@ -21,14 +24,6 @@ source "$here/install.sh"
 results=${CONFORMANCE_RESULTS:-"$WORK/results"}
 runner=${CONFORMANCE_RUNNER:-}
 
-# `--can-install`: only say whether there is a runner, or one can be had.
-if [ "${1:-}" = --can-install ]; then
-  [ -n "$runner" ] && exit 0
-  # shellcheck disable=SC2086 # the fields of a row
-  install_go_tool $conformance_tool
-  exit
-fi
-
 if [ -z "$runner" ]; then
   # shellcheck disable=SC2086 # the fields of a row
   if ! install_go_tool $conformance_tool; then
@@ -37,14 +32,34 @@ if [ -z "$runner" ]; then
   fi
   runner=$(go_tool_path conformance)
 fi
-start_server 0 'BOATHOUSE_MANIFESTS_SPARSE=conf/**' || exit 1
+
+give_up() {
+  printf 'conformance: 0 passed, 1 failed (%s)\n' "$1"
+  exit 1
+}
+
+tls=disabled login=()
+export HOME="$WORK/home" DOCKER_CONFIG="$WORK/home/.docker"
+mkdir -p "$DOCKER_CONFIG"
+echo '{}' >"$DOCKER_CONFIG/config.json"
+if everything_on; then
+  switch_everything_on || give_up 'not everything could be switched on'
+  tls=enabled
+elif [ "${1:-open}" = logins ]; then
+  switch_logins_on
+fi
+if [ "${#credentials[@]}" -gt 0 ]; then
+  login=(OCI_USERNAME=tester OCI_PASSWORD="$user_password" OCI_CACHE_AUTH=false)
+fi
+start_server 0 'BOATHOUSE_MANIFESTS_SPARSE=conf/**' || give_up 'no server'
+if is_down; then stop_process "$feature_upstream_pid"; fi
 
 mkdir -p "$results"
 rm -f "$results/results.yaml" "$results/junit.xml"
 # An empty folder as the working one: the runner reads a configuration file that lies where it starts.
 (
   cd "$WORK/tmp" || exit 1
-  env OCI_REGISTRY="$REGISTRY" OCI_TLS=disabled OCI_REPO1=conf/a OCI_REPO2=conf/b OCI_VERSION=dev \
+  env OCI_REGISTRY="$REGISTRY" OCI_TLS=$tls "${login[@]}" OCI_REPO1=conf/a OCI_REPO2=conf/b OCI_VERSION=dev \
     OCI_DATA_SPARSE=true OCI_RESULTS_DIR="$results" timeout 300 "$runner"
 ) >"$WORK/conformance.log" 2>&1
 status=$?
@@ -73,5 +88,8 @@ summary=$(sed -nE '/^(apis|data):$/,$ s/^  ([A-Z].*): (Skip|FAIL|Fail|Error|Unkn
 if [ -n "$summary" ]; then printf '    summary: %s\n' "${summary//$'\n'/$'\n    summary: '}"; fi
 
 printf '# %d pass, %d fail, %d error, %d skip, %d other; exit status %d\n' "$pass" "$fail" "$error" "$skip" "$other" "$status"
+if [ "${#login[@]}" -gt 0 ] && [ "$(grep -c '"audit":"token".*"user":"tester".*repository:conf/' "$WORK/server.log")" -le 500 ]; then
+  give_up 'it did not log in'
+fi
 printf 'conformance: %d passed, %d failed\n' "$pass" "$((total - pass))"
 [ "$pass" -gt 500 ] && [ "$pass" -eq "$total" ] && [ -z "$summary" ] && [ "$status" -eq 0 ]

@@ -34,26 +34,26 @@ forget_ctr_images() {
 # Imported from a layout, so that nothing of what is pushed has been in a registry before.
 ctr_push() {
   tar -C "$layout" -c . | run_ctr images import --all-platforms --no-unpack --base-name "$REGISTRY/containerd/app" -
-  run_ctr images push --plain-http "$REGISTRY/containerd/app:1" "$REGISTRY/containerd/app:list"
+  run_ctr images push "${ctr_plain[@]}" "${ctr_login[@]}" "$REGISTRY/containerd/app:1" "$REGISTRY/containerd/app:list"
   expect_equal digest "$(manifest_digest containerd/app 1)" "$list_digest"
 }
 
 ctr_pull() {
   forget_ctr_images
-  run_ctr images pull --plain-http --all-platforms "$REGISTRY/containerd/app:1"
+  run_ctr images pull "${ctr_plain[@]}" "${ctr_login[@]}" --all-platforms "$REGISTRY/containerd/app:1"
   expect_match images "$(run_ctr images ls)" "^$REGISTRY/containerd/app:1 .* $list_digest "
 }
 
 # Pulled content carries its source, so containerd mounts the layers instead of sending them.
 ctr_push_elsewhere() {
   run_ctr images tag "$REGISTRY/containerd/app:1" "$REGISTRY/containerd/elsewhere:1"
-  run_ctr images push --plain-http "$REGISTRY/containerd/elsewhere:1"
+  run_ctr images push "${ctr_plain[@]}" "${ctr_login[@]}" "$REGISTRY/containerd/elsewhere:1"
   expect_equal digest "$(manifest_digest containerd/elsewhere 1)" "$list_digest"
 }
 
 ctr_pull_by_digest() {
   forget_ctr_images
-  run_ctr images pull --plain-http "$REGISTRY/containerd/elsewhere@$list_digest"
+  run_ctr images pull "${ctr_plain[@]}" "${ctr_login[@]}" "$REGISTRY/containerd/elsewhere@$list_digest"
 }
 
 # A busy machine may be too slow for containerd's own start of a container: it gets a second try. The image is the same.

@@ -130,18 +130,18 @@ docker_manifest_list() {
   run_docker pull "$REGISTRY/docker/app:1"
   tar -C "$rootfs" -c . | run_docker import --platform linux/arm64 - "$REGISTRY/docker/arm:1"
   run_docker push "$REGISTRY/docker/arm:1"
-  run_docker manifest create --insecure "$list" "$REGISTRY/docker/app:1" "$REGISTRY/docker/arm:1"
+  run_docker manifest create "${manifest_insecure[@]}" "$list" "$REGISTRY/docker/app:1" "$REGISTRY/docker/arm:1"
   run_docker manifest annotate --os linux --arch arm64 --variant v8 "$list" "$REGISTRY/docker/arm:1"
-  text=$(run_docker manifest push --insecure --purge "$list")
+  text=$(run_docker manifest push "${manifest_insecure[@]}" --purge "$list")
   expect_equal 'digest of the list' "$(tail -n 1 <<<"$text")" "$(manifest_digest docker/list "$1")"
 }
 
 docker_manifest_inspect() {
   local text
-  text=$(run_docker manifest inspect --insecure "$REGISTRY/docker/list:$1")
+  text=$(run_docker manifest inspect "${manifest_insecure[@]}" "$REGISTRY/docker/list:$1")
   expect_equal type "$(jq -r .mediaType <<<"$text")" application/vnd.docker.distribution.manifest.list.v2+json
   expect_equal platforms "$(jq -r '[.manifests[].platform | .architecture + (.variant // "")] | sort | join(" ")' <<<"$text")" 'amd64 arm64v8'
-  text=$(run_docker manifest inspect --insecure "$REGISTRY/docker/app:1")
+  text=$(run_docker manifest inspect "${manifest_insecure[@]}" "$REGISTRY/docker/app:1")
   expect_equal layers "$(jq '.layers | length' <<<"$text")" 3
 }
 
@@ -200,12 +200,10 @@ docker_pull_large() {
 # its port and data. Sets `interrupted_image`; what came of it is for the checks below. (Not a check itself: the
 # server's new process must belong to this shell.)
 interrupt_pull() {
-  local proxy_port puller
+  local puller
   check 'docker: (before the interrupted pull) the engine is empty' forget_images
-  start_process "$WORK/proxy.log" node "$suite_dir/throttle-proxy.mjs" "$PORT" $((60 * 1024 * 1024)) $((80 * 1024 * 1024))
-  wait_until 10 grep -q '^port ' "$WORK/proxy.log" || return 1
-  proxy_port=$(sed -n 's/^port //p' "$WORK/proxy.log")
-  interrupted_image=127.0.0.1:$proxy_port/docker/large:1
+  start_proxy "$WORK/proxy.log" $((60 * 1024 * 1024)) $((80 * 1024 * 1024)) || return 1
+  interrupted_image=$proxied/docker/large:1
   run_docker pull "$interrupted_image" >"$WORK/interrupted.log" 2>&1 </dev/null &
   puller=$!
   pids+=("$puller")

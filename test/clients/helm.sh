@@ -13,25 +13,25 @@ helm_package() {
 }
 
 helm_push() {
-  run_helm push --plain-http boat-1.2.3+build.5.tgz "oci://$REGISTRY/charts"
-  run_helm push --plain-http boat-1.3.0.tgz "oci://$REGISTRY/charts"
+  run_helm push "${plain_http[@]}" boat-1.2.3+build.5.tgz "oci://$REGISTRY/charts"
+  run_helm push "${plain_http[@]}" boat-1.3.0.tgz "oci://$REGISTRY/charts"
   # A tag cannot have a plus sign: helm writes an underscore.
   expect_equal tags "$(tags_of charts/boat | tr '\n' ' ')" '1.2.3_build.5 1.3.0 '
   expect_equal 'config type' "$(get_manifest charts/boat 1.3.0 | jq -r .config.mediaType)" application/vnd.cncf.helm.config.v1+json
 }
 
 helm_pull() {
-  run_helm pull --plain-http --destination pulled --version 1.2.3+build.5 "oci://$REGISTRY/charts/boat"
+  run_helm pull "${plain_http[@]}" --destination pulled --version 1.2.3+build.5 "oci://$REGISTRY/charts/boat"
   cmp "$helm_folder/boat-1.2.3+build.5.tgz" "$helm_folder/pulled/boat-1.2.3+build.5.tgz"
 }
 
 # A range of versions: helm lists the tags and picks.
 helm_show() {
-  expect_match chart "$(run_helm show chart --plain-http --version '~1.3' "oci://$REGISTRY/charts/boat")" '^version: 1.3.0$'
+  expect_match chart "$(run_helm show chart "${plain_http[@]}" --version '~1.3' "oci://$REGISTRY/charts/boat")" '^version: 1.3.0$'
 }
 
 helm_template() {
-  expect_match manifests "$(run_helm template --plain-http --version 1.3.0 one "oci://$REGISTRY/charts/boat")" '^kind: Deployment$'
+  expect_match manifests "$(run_helm template "${plain_http[@]}" --version 1.3.0 one "oci://$REGISTRY/charts/boat")" '^kind: Deployment$'
 }
 
 test_helm() {

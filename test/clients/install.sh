@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # The clients: Debian's packages, and Go programs built once into a cache that later runs find.
 #
-# Sourced by run.sh and conformance.sh.
+# Sourced by the suites; `bash test/clients/install.sh` installs everything that any of them needs.
 
 # Pinned: name, version, module, package. A new version is a new file in the cache.
 go_tools=(
@@ -10,11 +10,11 @@ go_tools=(
   'helm v3.22.0 helm.sh/helm/v3 helm.sh/helm/v3/cmd/helm'
   'cosign v3.1.3 github.com/sigstore/cosign/v3 github.com/sigstore/cosign/v3/cmd/cosign'
 )
-conformance_tool='conformance v0.0.0-20260716174315-967efdc079b9 github.com/opencontainers/distribution-spec/conformance github.com/opencontainers/distribution-spec/conformance'
+conformance_tool='conformance v0.0.0-20260831232431-97274622c111 github.com/opencontainers/distribution-spec/conformance github.com/opencontainers/distribution-spec/conformance'
 
 packages=(docker.io containerd podman buildah skopeo busybox-static curl jq zstd ca-certificates nginx-light openssl)
 
-tools_dir=${XDG_CACHE_HOME:-$HOME_BEFORE/.cache}/boathouse-tools
+tools_dir=${XDG_CACHE_HOME:-${HOME_BEFORE:-$HOME}/.cache}/boathouse-tools
 
 # Packages bring services that must not start (they would take default sockets and ports): RUNLEVEL=1 keeps them down.
 install_packages() {
@@ -80,3 +80,11 @@ install_clients() {
     install_go_tool $tool || return 1
   done
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  set -uo pipefail
+  # shellcheck source=lib.sh
+  source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+  # shellcheck disable=SC2086 # the fields of a row
+  install_packages docker-registry openssl && install_clients && install_go_tool $conformance_tool
+fi

@@ -18,6 +18,9 @@ WORK=$(mktemp -d -t boathouse-clients.XXXXXXXX)
 mkdir -p "$WORK/home" "$WORK/tmp"
 export WORK HOME_BEFORE=${HOME:-/} TMPDIR="$WORK/tmp"
 
+# shellcheck source=features.sh
+source "$suite_dir/features.sh"
+
 # ---------------------------------------------------------------- checks
 
 # check NAME COMMAND [ARGUMENT…]
@@ -146,17 +149,19 @@ trap 'exit 143' TERM HUP
 
 # start_server [PORT] [NAME=VALUE…]
 # Starts the server on the run's data folder (port 0, the default, picks a free one), waits until it says it is ready
-# and sets REGISTRY (host:port), PORT and server_pid. With CLIENT_TEST_REGISTRY nothing starts: that one is used.
+# and sets REGISTRY (host:port), PORT and server_pid. With CLIENT_TEST_REGISTRY nothing starts: that one is used. The
+# settings are those of the first start until others are given; with EVERYTHING they come upon those of features.sh.
 start_server() {
   local port=${1:-0}
   shift || true
+  if [ $# -gt 0 ]; then server_settings=("$@"); fi
   if [ -n "${CLIENT_TEST_REGISTRY:-}" ]; then
     REGISTRY=$CLIENT_TEST_REGISTRY
     PORT=${REGISTRY##*:}
     return 0
   fi
   : >"$WORK/server.out"
-  env BOATHOUSE_LOG_FORMAT=json "$@" setsid node "$server_main" serve --listen "127.0.0.1:$port" --data "$WORK/data" \
+  env BOATHOUSE_LOG_FORMAT=json "${server_settings[@]}" "${features[@]}" setsid node "$server_main" serve --listen "127.0.0.1:$port" --data "$WORK/data" \
     >"$WORK/server.out" 2>>"$WORK/server.log" </dev/null &
   server_pid=$!
   pids+=("$server_pid")
@@ -170,28 +175,32 @@ start_server() {
     tail -n 20 "$WORK/server.log"
     return 1
   fi
-  PORT=$(sed -nE 's#.* is listening on http://[^ ]*:([0-9]+)$#\1#p' "$WORK/server.out" | head -n 1)
+  PORT=$(sed -nE 's#.* is listening on https?://[^ ]*:([0-9]+)$#\1#p' "$WORK/server.out" | head -n 1)
   REGISTRY=127.0.0.1:$PORT
+  make_tester "$WORK/data" && log_in "$REGISTRY" "localhost:$PORT"
 }
+server_settings=()
 
 # True once there is an outcome: it listens, or it has gone.
-server_answered() { grep -q ' is listening on http://' "$WORK/server.out" || is_gone "$server_pid"; }
+server_answered() { grep -qE ' is listening on https?://' "$WORK/server.out" || is_gone "$server_pid"; }
 
-# start_server_beside NAME [NAME=VALUE…]: another one, on the data folder $WORK/NAME; sets other_registry (host:port). It ends
-# with the run.
+# start_server_beside NAME [NAME=VALUE…]: another one, on the data folder $WORK/NAME; sets other_registry (host:port) and
+# other_pid. It ends with the run.
 start_server_beside() {
   local name=$1 log="$WORK/$1.log"
   shift
-  start_process "$log" env BOATHOUSE_DATA="$WORK/$name" "$@" node "$server_main" serve --listen 127.0.0.1:0
-  wait_until 30 grep -q ' is listening on http://' "$log" || return 1
-  other_registry=127.0.0.1:$(sed -nE 's#.* is listening on http://[^ ]*:([0-9]+)$#\1#p' "$log" | head -n 1)
+  start_process "$log" env BOATHOUSE_DATA="$WORK/$name" "${features[@]}" "$@" node "$server_main" serve --listen 127.0.0.1:0
+  wait_until 60 grep -qE ' is listening on https?://' "$log" || return 1
+  other_registry=127.0.0.1:$(sed -nE 's#.* is listening on https?://[^ ]*:([0-9]+)$#\1#p' "$log" | head -n 1)
+  other_pid=$started
+  make_tester "$WORK/$name" && log_in "$other_registry"
 }
 
 # boathouse_on DATA COMMAND [ARGUMENT…]: a command of ours about a data folder.
 boathouse_on() {
   local data=$1
   shift
-  env BOATHOUSE_DATA="$data" node "$server_main" "$@"
+  env "${features[@]}" BOATHOUSE_DATA="$data" node "$server_main" "$@"
 }
 
 # kill_server: as a power cut would, every process of it at once.
@@ -199,6 +208,14 @@ kill_server() {
   kill -KILL -- "-$server_pid"
   wait "$server_pid" 2>/dev/null
   return 0
+}
+
+# start_proxy LOG BYTES_PER_SECOND MARK_BYTES: throttle-proxy.mjs before the server; sets proxied (host:port).
+start_proxy() {
+  start_process "$1" node "$suite_dir/throttle-proxy.mjs" "$PORT" "$2" "$3" "${proxy_tls[@]}"
+  wait_until 30 grep -q '^port ' "$1" || return 1
+  proxied=127.0.0.1:$(sed -n 's/^port //p' "$1")
+  log_in "$proxied"
 }
 
 own_server() { [ -z "${CLIENT_TEST_REGISTRY:-}" ]; }
@@ -210,7 +227,7 @@ api() {
   local method=$1 path=$2
   shift 2
   if [ "$method" = HEAD ]; then set -- --head "$@"; else set -- -X "$method" "$@"; fi
-  curl -sS --fail-with-body --max-time 120 "$@" "http://$REGISTRY$path"
+  curl -sS --fail-with-body --max-time 120 "${credentials[@]}" "$@" "$scheme://$REGISTRY$path"
 }
 
 # api_status METHOD PATH [curl arguments…]: the status alone.
@@ -218,7 +235,7 @@ api_status() {
   local method=$1 path=$2
   shift 2
   if [ "$method" = HEAD ]; then set -- --head "$@"; else set -- -X "$method" "$@"; fi
-  curl -sS --max-time 120 -o /dev/null -w '%{http_code}' "$@" "http://$REGISTRY$path"
+  curl -sS --max-time 120 -o /dev/null -w '%{http_code}' "${credentials[@]}" "$@" "$scheme://$REGISTRY$path"
 }
 
 # api_header NAME METHOD PATH [curl arguments…]: one header's value.
@@ -239,7 +256,7 @@ push_blob() {
   local repository=$1 file=$2 digest location separator='?'
   digest=$(sha256_of "$file")
   location=$(api_header location POST "/v2/$repository/blobs/uploads/" -H 'Content-Length: 0')
-  location=${location#"http://$REGISTRY"}
+  location=${location#"$scheme://$REGISTRY"}
   case $location in *\?*) separator='&' ;; esac
   api PUT "$location${separator}digest=$digest" -H 'Content-Type: application/octet-stream' --data-binary "@$file"
   printf '%s' "$digest"

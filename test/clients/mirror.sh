@@ -403,9 +403,9 @@ crane_by_path() {
 
 oras_by_path() {
   mkdir -p "$oras_folder"
-  run_oras manifest fetch --plain-http --registry-config none.json "$REGISTRY/docker.io/library/app:1" >"$WORK/tmp/oras.json"
+  run_oras manifest fetch "${plain_http[@]}" --registry-config none.json "$REGISTRY/docker.io/library/app:1" >"$WORK/tmp/oras.json"
   cmp "$WORK/tmp/oras.json" "$WORK/tmp/list.json"
-  run_oras discover --plain-http --registry-config none.json "$REGISTRY/tokens.test/team/app:1"
+  run_oras discover "${plain_http[@]}" --registry-config none.json "$REGISTRY/tokens.test/team/app:1"
 }
 
 test_tools() {

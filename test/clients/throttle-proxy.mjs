@@ -1,8 +1,8 @@
 // A TCP relay in front of a server: slows the answers down to a rate and notes which requests went through.
 //
-//   node throttle-proxy.mjs TARGET_PORT BYTES_PER_SECOND MARK_BYTES
+//   node throttle-proxy.mjs TARGET_PORT BYTES_PER_SECOND MARK_BYTES [CERTIFICATE KEY]
 //
-// Bytes pass unchanged in both directions. What it prints, one line each:
+// With the PEM files of a certificate it speaks TLS to both sides. Bytes pass unchanged in both directions. What it prints, one line each:
 //   port N               it listens on 127.0.0.1:N
 //   request METHOD PATH  a request line seen on its way to the server
 //   range VALUE          that request's Range header
@@ -10,9 +10,12 @@
 // A rate of 0 does not slow anything down. When the server goes, the client's connection is reset as it would be
 // without us; while it is away, new connections are reset as well.
 
+import { readFileSync } from 'node:fs'
 import net from 'node:net'
+import tls from 'node:tls'
 
-const [targetPort, bytesPerSecond, markBytes] = process.argv.slice(2).map(Number)
+const [targetPort, bytesPerSecond, markBytes] = process.argv.slice(2, 5).map(Number)
+const [certificate, key] = process.argv.slice(5)
 const say = (line) => process.stdout.write(`${line}\n`)
 
 let relayed = 0
@@ -44,8 +47,19 @@ function noteRequests(chunk) {
   }
 }
 
+function connect() {
+  if (certificate === undefined) return net.connect(targetPort, '127.0.0.1')
+  return tls.connect({ host: '127.0.0.1', port: targetPort, ca: readFileSync(certificate) })
+}
+
+function makeListener() {
+  if (certificate === undefined) return net.createServer({ allowHalfOpen: true }, relay)
+  const files = { cert: readFileSync(certificate), key: readFileSync(key) }
+  return tls.createServer({ ...files, allowHalfOpen: true }, relay)
+}
+
 function relay(client) {
-  const server = net.connect(targetPort, '127.0.0.1')
+  const server = connect()
   client.on('data', (chunk) => {
     noteRequests(chunk)
     if (server.write(chunk)) return
@@ -64,9 +78,10 @@ function relay(client) {
   client.on('end', () => server.end())
   server.on('end', () => client.end())
   client.on('error', () => server.destroy())
-  server.on('error', () => client.resetAndDestroy())
+  server.on('error', () => (certificate === undefined ? client.resetAndDestroy() : client.destroy()))
   client.on('close', () => server.destroy())
 }
 
-const listener = net.createServer({ allowHalfOpen: true }, relay)
+const listener = makeListener()
+listener.on('tlsClientError', () => undefined)
 listener.listen(0, '127.0.0.1', () => say(`port ${listener.address().port}`))

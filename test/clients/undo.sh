@@ -36,20 +36,20 @@ undo_moved_tag() {
 
 retention_settings=(
   BOATHOUSE_RETENTION_RULES='[{"repositories":["team/**"],"keep":[{"newest":2}]}]'
-  BOATHOUSE_TAGS_UNDO=0s BOATHOUSE_GC_GRACE=10s BOATHOUSE_GC_INTERVAL=1s
+  BOATHOUSE_RETENTION_SCHEDULE='0 4 1 1 *' BOATHOUSE_TAGS_UNDO=0s BOATHOUSE_GC_GRACE=10s BOATHOUSE_GC_INTERVAL=1s
 )
 
-blobs_beside() { curl -sS "http://$other_registry/metrics" | grep -qx "boathouse_blobs $1"; }
+blobs_beside() { curl -sS "$scheme://$other_registry/metrics" | grep -qx "boathouse_blobs $1"; }
 
 # Five images of a layer and a config each.
 retention_frees_disk() {
   local tag text
   for tag in 1 2 3 4 5; do undo_image "$other_registry/team/app:$tag" "text $tag"; done
-  text=$(env "${retention_settings[@]}" BOATHOUSE_DATA="$WORK/retained" node "$server_main" retention --dry-run)
+  text=$(env "${features[@]}" "${retention_settings[@]}" BOATHOUSE_DATA="$WORK/retained" node "$server_main" retention --dry-run)
   expect_match 'the dry run' "$text" 'team/app:3'
   blobs_beside 10
-  env "${retention_settings[@]}" BOATHOUSE_DATA="$WORK/retained" node "$server_main" retention --yes
-  expect_equal 'tags left' "$(curl -sS "http://$other_registry/v2/team/app/tags/list" | jq -c .tags)" '["4","5"]'
+  env "${features[@]}" "${retention_settings[@]}" BOATHOUSE_DATA="$WORK/retained" node "$server_main" retention --yes
+  expect_equal 'tags left' "$(curl -sS "${credentials[@]}" "$scheme://$other_registry/v2/team/app/tags/list" | jq -c .tags)" '["4","5"]'
   wait_until 60 blobs_beside 4
   expect_equal 'files left' "$(find "$WORK/retained/blobs" -type f | wc -l)" 4
   undo_pulls "$other_registry/team/app:4" 'text 4'

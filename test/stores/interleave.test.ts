@@ -41,8 +41,12 @@ async function openStores(t: Test) {
   await prepareFsBlobStore(root)
   prepareSqlite(path)
   const { metadata, collection, tags } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
-  t.teardown(() => metadata.close())
-  return { root, metadata, collection, tags, blobs: openFsBlobStore(root) }
+  const blobs = openFsBlobStore(root)
+  t.teardown(async () => {
+    await metadata.close()
+    await blobs.close()
+  })
+  return { root, metadata, collection, tags, blobs }
 }
 
 type Stores = Awaited<ReturnType<typeof openStores>>

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import { eventually } from '../harness.js'
+import { failOnWarnings } from '../warnings.js'
 
 const script = fileURLToPath(new URL('./child.js', import.meta.url))
 const living = new Set<ChildProcess>()
@@ -51,6 +52,7 @@ export function startChild(t: Test, command: string, told: unknown, under: reado
   })
   child.on('close', (code, signal) => {
     living.delete(child)
+    failOnWarnings(complaints)
     how ??= code === 0 ? 'well' : `${signal ?? `code ${code}`}: ${complaints}`
   })
   t.teardown(() => {
