@@ -32,8 +32,9 @@ interface Connection {
   /** The TCP connection, also where TLS is spoken on it. */
   readonly socket: Socket
   readonly address: string
-  /** The answer in the making. */
+  /** The answer in the making, and what it answers. */
   current: ServerResponse | undefined
+  request: IncomingMessage | undefined
   /** Requests that came before it was sent. */
   waiting: [IncomingMessage, ServerResponse][]
   /** What is left to do when all of them are answered. */
@@ -139,10 +140,13 @@ export class Connections {
     response.once('close', () => add(this.#proxied, network, -1))
   }
 
-  /** Calls `work` when the requests before have been answered: what is wrong behind them must not cut them off. */
+  /**
+   * Calls `work` when the requests before have been answered: what is wrong behind them must not cut them off. What is
+   * wrong in the body of the one that is being answered ends that.
+   */
   afterAnswers(socket: Socket, work: () => void): void {
     const connection = this.#ofSocket.get(socket)
-    if (connection?.current === undefined) {
+    if (connection?.current === undefined || connection.request?.complete !== true) {
       work()
       return
     }
@@ -161,12 +165,14 @@ export class Connections {
 
   #begin(connection: Connection, request: IncomingMessage, response: ServerResponse): void {
     connection.current = response
+    connection.request = request
     response.once('close', connection.next)
     this.#serve(request, response)
   }
 
   #beginNext(connection: Connection): void {
     connection.current = undefined
+    connection.request = undefined
     const next = connection.waiting.shift()
     if (next === undefined) {
       connection.last?.()
@@ -174,6 +180,10 @@ export class Connections {
     }
     const [request, response] = next
     this.#waiting--
+    if (connection.last !== undefined && !request.complete) {
+      connection.last() // it is what is wrong
+      return
+    }
     if (!request.socket.writable) {
       this.#forget(connection)
       return
@@ -250,6 +260,7 @@ export class Connections {
       socket,
       address,
       current: undefined,
+      request: undefined,
       waiting: [],
       last: undefined,
       hasAsked: false,

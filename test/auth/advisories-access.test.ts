@@ -134,7 +134,7 @@ t.test('S21: a mount needs the right to pull from the source', async (t) => {
 
 t.test('S22: an upload belongs to its repository and to whoever began it', async (t) => {
   await registry.addUser('ann2')
-  await registry.grant('user:ann2', 'a/**', 'admin')
+  await registry.grant('user:ann2', 'a/**', 'delete')
   const ann2 = as(server, basic('ann2'))
   await eventually(
     'the second owner is known',
@@ -162,6 +162,7 @@ t.test('S22: an upload belongs to its repository and to whoever began it', async
       ['PUT', `digest=${digest}`, 'stolen'],
       ['DELETE', '', undefined],
     ] as const) {
+      if (me === root && method === 'DELETE') continue // who administers may end any session (S100): below
       const reply = await me.request(
         method,
         query === '' ? path : withQuery(path, query),
@@ -172,7 +173,8 @@ t.test('S22: an upload belongs to its repository and to whoever began it', async
     }
   }
   t.equal((await ann.request('GET', location)).header('range'), '0-11', 'nothing has touched it')
-  t.equal((await ann.request('DELETE', location)).status, 204)
+  t.equal((await root.request('DELETE', location)).status, 204, 'the administrator ends it')
+  t.equal((await ann.request('GET', location)).status, 404)
 })
 
 t.test('S23: an immutable tag is not moved, whoever pushes and however', async (t) => {

@@ -137,4 +137,4 @@ t.test(
   },
 )
 
-everyReplyKeptTheRules(t)
+if (skip === false) everyReplyKeptTheRules(t)
