@@ -57,7 +57,8 @@ class TokenCaller implements Caller {
   }
 
   mayAdminister(repository: RepositoryName): boolean {
-    return this.#account.mayAdminister(repository)
+    // No scope says so: it goes with the greatest that there is.
+    return this.#isFor('delete', repository) && this.#account.mayAdminister(repository)
   }
 
   reach(): readonly string[] {

@@ -134,7 +134,7 @@ t.test('S21: a mount needs the right to pull from the source', async (t) => {
 
 t.test('S22: an upload belongs to its repository and to whoever began it', async (t) => {
   await registry.addUser('ann2')
-  await registry.grant('user:ann2', 'a/**', 'delete')
+  await registry.grant('user:ann2', 'a/**', 'push')
   const ann2 = as(server, basic('ann2'))
   await eventually(
     'the second owner is known',

@@ -372,6 +372,8 @@ export interface Row {
   readonly missing: string | undefined
   /** The answer, in place of the other one, to somebody who may also pull from the repository that it mounts from. */
   readonly withSource?: string
+  /** The answer, in place of the other ones, to somebody who may do everything there: he administers it. */
+  readonly withAdmin?: string
   /** Asked of everybody and in all areas; the other rows in team and in secret, which tell rights apart. */
   readonly everywhere?: true
 }
@@ -452,6 +454,7 @@ export const rows = {
     needs: 'push',
     there: '404 BLOB_UPLOAD_UNKNOWN',
     missing: '404 BLOB_UPLOAD_UNKNOWN',
+    withAdmin: '204',
   },
   'GET a missing upload': {
     needs: 'push',
