@@ -25,6 +25,17 @@ immutable_tags='feature/**:fixed*,skopeo/list:*,skopeo/schema2:*,skopeo/tags:*,s
 # `**` keeps all that the scripts push, and every tag is judged again each second.
 retention_rules='[{"repositories":["feature/kept"],"keep":[{"newest":2}]},{"repositories":["**"],"keep":[{"newest":1000},{"pulledWithin":"1d"}]}]'
 
+# All but who may ask, by which way, and the mirror.
+keeping_features=(
+  BOATHOUSE_WORKERS=3
+  BOATHOUSE_QUOTAS="**=20GB,limits/**=64KB,feature/full=1KB"
+  BOATHOUSE_TAGS_IMMUTABLE="$immutable_tags" BOATHOUSE_TAGS_UNDO=1h
+  BOATHOUSE_RETENTION_SCHEDULE=1s BOATHOUSE_RETENTION_RULES="$retention_rules"
+  BOATHOUSE_GC_INTERVAL=1s BOATHOUSE_GC_GRACE=1h BOATHOUSE_GC_UNTAGGED=1h
+  BOATHOUSE_VERIFY_SCHEDULE='*/10 * * * * *' BOATHOUSE_VERIFY_RATE=100MiB
+  BOATHOUSE_SNAPSHOTS_INTERVAL=5s BOATHOUSE_SNAPSHOTS_KEEP=2
+)
+
 # switch_logins_on: users, and one of them, the tester, for the scripts.
 switch_logins_on() {
   ctr_login=(--user "tester:$user_password")
@@ -39,20 +50,14 @@ switch_everything_on() {
   plain_http=()
   plain_copy=()
   manifest_insecure=()
-  ctr_plain=(--tlscacert "$WORK/tls/certificate.pem")
+  ctr_plain=(--hosts-dir "$WORK/tls/hosts") # for an address of this machine ctr takes http, whatever its options say
   proxy_tls=("$WORK/tls/certificate.pem" "$WORK/tls/key.pem")
   # Go's programs and curl trust what is in this file.
   export SSL_CERT_FILE="$WORK/tls/certificate.pem" SSL_CERT_DIR="$WORK/tls/none" CURL_CA_BUNDLE="$WORK/tls/certificate.pem"
   upstream_port=$(free_port)
   features+=(
-    BOATHOUSE_WORKERS=3
+    "${keeping_features[@]}"
     BOATHOUSE_TLS_CERTIFICATE="$WORK/tls/certificate.pem" BOATHOUSE_TLS_KEY="$WORK/tls/key.pem"
-    BOATHOUSE_QUOTAS="**=20GB,limits/**=64KB,feature/full=1KB"
-    BOATHOUSE_TAGS_IMMUTABLE="$immutable_tags" BOATHOUSE_TAGS_UNDO=1h
-    BOATHOUSE_RETENTION_SCHEDULE=1s BOATHOUSE_RETENTION_RULES="$retention_rules"
-    BOATHOUSE_GC_INTERVAL=1s BOATHOUSE_GC_GRACE=1h BOATHOUSE_GC_UNTAGGED=1h
-    BOATHOUSE_VERIFY_SCHEDULE='*/10 * * * * *' BOATHOUSE_VERIFY_RATE=100MiB
-    BOATHOUSE_SNAPSHOTS_INTERVAL=5s BOATHOUSE_SNAPSHOTS_KEEP=2
     BOATHOUSE_MIRRORS="[{\"name\":\"docker.io\",\"url\":\"http://127.0.0.1:$upstream_port\",\"bareNames\":true,\"freshness\":\"0s\"}]"
   )
   start_feature_upstream
