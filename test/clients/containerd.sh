@@ -9,7 +9,8 @@ run_ctr() { timeout 120 ctr -a "$containerd_folder/socket" -n boathouse "$@"; }
 trust_with_ctr() {
   local folder=$WORK/tls/hosts/$REGISTRY
   mkdir -p "$folder"
-  printf 'server = "https://%s"\nca = "%s"\n' "$REGISTRY" "$WORK/tls/certificate.pem" >"$folder/hosts.toml"
+  printf 'server = "https://%s"\n\n[host."https://%s"]\n  capabilities = ["pull", "resolve", "push"]\n  ca = "%s"\n' \
+    "$REGISTRY" "$REGISTRY" "$WORK/tls/certificate.pem" >"$folder/hosts.toml"
 }
 
 start_containerd() {

@@ -105,7 +105,7 @@ log_in() {
 
 # ---------------------------------------------------------------- that they were met
 
-feature_manifest() { run_skopeo copy --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/$1"; }
+feature_manifest() { run_skopeo copy --all --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/$1"; }
 
 # Each counts: the quota has the bytes, the tags are judged and kept, the history has them, nothing is damaged.
 features_quota_counts() {
