@@ -110,6 +110,7 @@ feature_manifest() { run_skopeo copy --all --quiet --dest-tls-verify=false "oci:
 # Each counts: the quota has the bytes, the tags are judged and kept, the history has them, nothing is damaged.
 features_quota_counts() {
   local text
+  feature_manifest counted:1
   text=$(boathouse_on "$WORK/data" quota --json)
   printf '%s\n' "$text"
   [ "$(jq '[.. | objects | select(.pattern? == "**") | .used][0]' <<<"$text")" -gt 100000 ]
