@@ -105,6 +105,7 @@ log_in() {
 
 # ---------------------------------------------------------------- that they were met
 
+# The list, whole: tags on an image of a list that is kept would be kept with it.
 feature_manifest() { run_skopeo copy --all --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/$1"; }
 
 # Each counts: the quota has the bytes, the tags are judged and kept, the history has them, nothing is damaged.
@@ -136,7 +137,7 @@ kept_tags() { [ "$(tags_of feature/kept | tr '\n' ' ')" = "$1" ]; }
 # Retention takes all but the newest two, though not what may not go; undo brings one back.
 features_retention_and_undo() {
   local tag
-  for tag in 1 2 3 4; do run_skopeo copy --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/kept:$tag"; done
+  for tag in 1 2 3 4; do feature_manifest "kept:$tag"; done
   wait_until 60 kept_tags '3 4 fixed-1 '
   expect_match history "$(boathouse_on "$WORK/data" tag history feature/kept:1 --json)" retention
 }
