@@ -5,8 +5,17 @@ containerd_folder=$WORK/containerd
 
 run_ctr() { timeout 120 ctr -a "$containerd_folder/socket" -n boathouse "$@"; }
 
+# trust_with_ctr: https, with our certificate, for the server under test. Only what `ctr_plain` names reads it.
+trust_with_ctr() {
+  local folder=$WORK/tls/hosts/$REGISTRY
+  mkdir -p "$folder"
+  printf 'server = "https://%s"\n\n[host."https://%s"]\n  capabilities = ["pull", "resolve", "push"]\n  ca = "%s"\n' \
+    "$REGISTRY" "$REGISTRY" "$WORK/tls/certificate.pem" >"$folder/hosts.toml"
+}
+
 start_containerd() {
   mkdir -p "$containerd_folder"
+  if everything_on; then trust_with_ctr; fi
   cat >"$containerd_folder/config.toml" <<CONF
 version = 2
 root = "$containerd_folder/root"

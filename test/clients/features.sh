@@ -25,6 +25,17 @@ immutable_tags='feature/**:fixed*,skopeo/list:*,skopeo/schema2:*,skopeo/tags:*,s
 # `**` keeps all that the scripts push, and every tag is judged again each second.
 retention_rules='[{"repositories":["feature/kept"],"keep":[{"newest":2}]},{"repositories":["**"],"keep":[{"newest":1000},{"pulledWithin":"1d"}]}]'
 
+# All but who may ask, by which way, and the mirror.
+keeping_features=(
+  BOATHOUSE_WORKERS=3
+  BOATHOUSE_QUOTAS="**=20GB,limits/**=64KB,feature/full=1KB"
+  BOATHOUSE_TAGS_IMMUTABLE="$immutable_tags" BOATHOUSE_TAGS_UNDO=1h
+  BOATHOUSE_RETENTION_SCHEDULE=1s BOATHOUSE_RETENTION_RULES="$retention_rules"
+  BOATHOUSE_GC_INTERVAL=1s BOATHOUSE_GC_GRACE=1h BOATHOUSE_GC_UNTAGGED=1h
+  BOATHOUSE_VERIFY_SCHEDULE='*/10 * * * * *' BOATHOUSE_VERIFY_RATE=100MiB
+  BOATHOUSE_SNAPSHOTS_INTERVAL=5s BOATHOUSE_SNAPSHOTS_KEEP=2
+)
+
 # switch_logins_on: users, and one of them, the tester, for the scripts.
 switch_logins_on() {
   ctr_login=(--user "tester:$user_password")
@@ -39,20 +50,14 @@ switch_everything_on() {
   plain_http=()
   plain_copy=()
   manifest_insecure=()
-  ctr_plain=(--tlscacert "$WORK/tls/certificate.pem")
+  ctr_plain=(--hosts-dir "$WORK/tls/hosts") # for an address of this machine ctr takes http, whatever its options say
   proxy_tls=("$WORK/tls/certificate.pem" "$WORK/tls/key.pem")
   # Go's programs and curl trust what is in this file.
   export SSL_CERT_FILE="$WORK/tls/certificate.pem" SSL_CERT_DIR="$WORK/tls/none" CURL_CA_BUNDLE="$WORK/tls/certificate.pem"
   upstream_port=$(free_port)
   features+=(
-    BOATHOUSE_WORKERS=3
+    "${keeping_features[@]}"
     BOATHOUSE_TLS_CERTIFICATE="$WORK/tls/certificate.pem" BOATHOUSE_TLS_KEY="$WORK/tls/key.pem"
-    BOATHOUSE_QUOTAS="**=20GB,limits/**=64KB,feature/full=1KB"
-    BOATHOUSE_TAGS_IMMUTABLE="$immutable_tags" BOATHOUSE_TAGS_UNDO=1h
-    BOATHOUSE_RETENTION_SCHEDULE=1s BOATHOUSE_RETENTION_RULES="$retention_rules"
-    BOATHOUSE_GC_INTERVAL=1s BOATHOUSE_GC_GRACE=1h BOATHOUSE_GC_UNTAGGED=1h
-    BOATHOUSE_VERIFY_SCHEDULE='*/10 * * * * *' BOATHOUSE_VERIFY_RATE=100MiB
-    BOATHOUSE_SNAPSHOTS_INTERVAL=5s BOATHOUSE_SNAPSHOTS_KEEP=2
     BOATHOUSE_MIRRORS="[{\"name\":\"docker.io\",\"url\":\"http://127.0.0.1:$upstream_port\",\"bareNames\":true,\"freshness\":\"0s\"}]"
   )
   start_feature_upstream
@@ -100,11 +105,13 @@ log_in() {
 
 # ---------------------------------------------------------------- that they were met
 
-feature_manifest() { run_skopeo copy --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/$1"; }
+# The list, whole: tags on an image of a list that is kept would be kept with it.
+feature_manifest() { run_skopeo copy --all --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/$1"; }
 
 # Each counts: the quota has the bytes, the tags are judged and kept, the history has them, nothing is damaged.
 features_quota_counts() {
   local text
+  feature_manifest counted:1
   text=$(boathouse_on "$WORK/data" quota --json)
   printf '%s\n' "$text"
   [ "$(jq '[.. | objects | select(.pattern? == "**") | .used][0]' <<<"$text")" -gt 100000 ]
@@ -130,7 +137,7 @@ kept_tags() { [ "$(tags_of feature/kept | tr '\n' ' ')" = "$1" ]; }
 # Retention takes all but the newest two, though not what may not go; undo brings one back.
 features_retention_and_undo() {
   local tag
-  for tag in 1 2 3 4; do run_skopeo copy --quiet --dest-tls-verify=false "oci:$layout:list" "docker://$REGISTRY/feature/kept:$tag"; done
+  for tag in 1 2 3 4; do feature_manifest "kept:$tag"; done
   wait_until 60 kept_tags '3 4 fixed-1 '
   expect_match history "$(boathouse_on "$WORK/data" tag history feature/kept:1 --json)" retention
 }

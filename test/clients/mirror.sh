@@ -12,6 +12,7 @@
 #
 # Needs what run.sh needs, and docker-registry (installed when it is missing).
 #   BOATHOUSE_MAIN=FILE   the server's compiled main.js (default: the project's dist/src/main.js)
+#   EVERYTHING=up         with every feature switched on that does not concern the way to the mirrors and who may ask them
 #   KEEP_WORK=1           keep the folder with logs and data
 
 set -uo pipefail
@@ -45,11 +46,6 @@ no_internet=(HTTPS_PROXY=http://127.0.0.1:1 https_proxy=http://127.0.0.1:1 NO_PR
 
 # ---------------------------------------------------------------- servers
 
-# free_port: one that nobody has at the moment, below those that the kernel gives to connections.
-free_port() {
-  node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })'
-}
-
 # start_peer NAME PORT [LINE…]: docker-registry on a folder of its own; the lines are added to its configuration.
 start_peer() {
   local name=$1 port=$2
@@ -69,7 +65,7 @@ start_peer() {
 start_boathouse() {
   local name=$1 port=$2 options=()
   if [ -f "$WORK/$name.yaml" ]; then options=(--config "$WORK/$name.yaml"); fi
-  start_process "$WORK/$name.log" env BOATHOUSE_LOG_FORMAT=json node "$server_main" serve "${options[@]}" \
+  start_process "$WORK/$name.log" env BOATHOUSE_LOG_FORMAT=json "${features[@]}" node "$server_main" serve "${options[@]}" \
     --listen "127.0.0.1:$port" --data "$WORK/$name"
   printf -v "${name}_pid" '%s' "$started"
   wait_until 120 curl -s -o /dev/null "http://127.0.0.1:$port/v2/" || {
@@ -78,7 +74,7 @@ start_boathouse() {
   }
 }
 
-boathouse_at() { timeout 60 node "$server_main" "${@:2}" --data "$WORK/$1"; }
+boathouse_at() { timeout 60 env "${features[@]}" node "$server_main" "${@:2}" --data "$WORK/$1"; }
 
 start_open_upstream() { start_peer open "$open_port"; }
 
@@ -631,6 +627,7 @@ unset REGISTRY_AUTH_FILE DOCKER_HOST DOCKER_CONTEXT CONTAINERD_ADDRESS XDG_RUNTI
 mkdir -p "$DOCKER_CONFIG"
 echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists that the file is there
 make_images || give_up 'no images to test with'
+if everything_on; then features=("${keeping_features[@]}"); fi
 start_upstreams >"$WORK/upstreams.log" 2>&1 || {
   cat "$WORK/upstreams.log"
   give_up 'no upstreams'
@@ -638,4 +635,4 @@ start_upstreams >"$WORK/upstreams.log" 2>&1 || {
 fill_upstreams || give_up 'the upstreams took no images'
 make_mirror || give_up 'no mirror'
 for group in "${groups[@]}"; do "test_$group"; done
-finish 'mirror clients'
+finish "mirror clients${EVERYTHING:+ with everything on}"

@@ -39,7 +39,8 @@ retention_settings=(
   BOATHOUSE_RETENTION_SCHEDULE='0 4 1 1 *' BOATHOUSE_TAGS_UNDO=0s BOATHOUSE_GC_GRACE=10s BOATHOUSE_GC_INTERVAL=1s
 )
 
-blobs_beside() { curl -sS "$scheme://$other_registry/metrics" | grep -qx "boathouse_blobs $1"; }
+# Read whole first: `grep -q` goes at the first hit, and curl would fail in the middle of writing.
+blobs_beside() { expect_match metrics "$(curl -sS "$scheme://$other_registry/metrics")" "^boathouse_blobs $1\$"; }
 
 # Five images of a layer and a config each.
 retention_frees_disk() {
