@@ -4,7 +4,6 @@
 #
 # Sourced. Groups: nginx.
 
-nginx_port=6285
 guide=$suite_dir/../../docs/OPERATIONS.md
 
 # guide_block LANGUAGE: the first block of code of this language in "Behind nginx".
@@ -18,6 +17,7 @@ guide_block() {
 
 start_behind_nginx() {
   local folder=$WORK/nginx
+  nginx_port=$(free_port)
   mkdir -p "$folder"
   openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout "$folder/key.pem" -out "$folder/cert.pem" \
     -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 2>/dev/null
@@ -65,7 +65,9 @@ nginx_login_works() {
 
 # The same nginx before a server whose settings say nothing, with each header that tells of it, and with none.
 start_before_open_server() {
-  local folder=$WORK/nginx-open variant port=$((nginx_port + 1))
+  local folder=$WORK/nginx-open variant port
+  open_nginx_port=$(free_port)
+  port=$open_nginx_port
   mkdir -p "$folder"
   start_server_beside open-data || return 1
   {
@@ -83,7 +85,7 @@ start_before_open_server() {
 }
 
 nginx_before_an_open_server() {
-  local variant port=$((nginx_port + 1))
+  local variant port=$open_nginx_port
   expect_equal 'this machine is let in' "$(curl -s -o /dev/null -w '%{http_code}' "http://$other_registry/v2/")" 200
   for variant in plain X-Forwarded-For X-Real-IP Forwarded; do
     expect_equal "through a proxy ($variant)" "$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$port/$variant/v2/")" 403
@@ -92,6 +94,9 @@ nginx_before_an_open_server() {
 }
 
 test_nginx() {
+  # TLS ends at nginx, and the guide says who may do what.
+  local features=()
+  if everything_on; then features=("${keeping_features[@]}"); fi
   # Not within checks: what they start would not end with the run.
   start_behind_nginx >"$WORK/nginx.log" 2>&1
   check 'nginx: the guide, word for word, starts' nginx_answers
