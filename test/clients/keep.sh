@@ -4,6 +4,20 @@
 
 keep_blob() { printf '%s/blobs/sha256/%s/%s' "$1" "${2:7:2}" "${2:7}"; }
 
+# keep_verify: when the server itself is not at it, which with everything on it mostly is.
+keep_verify() {
+  local tries=0 status
+  while [ "$tries" -lt 300 ]; do
+    status=0
+    boathouse_on "$WORK/data" verify --rate unlimited 2>"$WORK/tmp/verify" || status=$?
+    cat "$WORK/tmp/verify" >&2
+    grep -q 'Another verification is at work' "$WORK/tmp/verify" || return "$status"
+    sleep 0.1
+    tries=$((tries + 1))
+  done
+  return 1
+}
+
 keep_layer() { get_manifest docker/keep 1 | jq -r '.layers[-1].digest'; }
 
 keep_pushed() {
@@ -18,7 +32,7 @@ keep_flipped_bit_found() {
   layer=$(keep_layer)
   file=$(keep_blob "$WORK/data" "$layer")
   printf '\x5a' | dd of="$file" bs=1 seek=11 conv=notrunc status=none
-  text=$(boathouse_on "$WORK/data" verify --rate unlimited) && return 1
+  text=$(keep_verify) && return 1
   expect_match 'what is said' "$text" "^altered: blob $layer: .*cannot be pulled whole: .*docker/keep:1"
   # HEAD: so whoever pushes sends it. (GET would be a 503 in the log, which the checks of the server look for.)
   expect_equal 'status of the layer' "$(api_status HEAD "/v2/docker/keep/blobs/$layer")" 404
@@ -26,7 +40,7 @@ keep_flipped_bit_found() {
 
 keep_push_mends() {
   run_docker push "$REGISTRY/docker/keep:1"
-  boathouse_on "$WORK/data" verify --rate unlimited
+  keep_verify
   forget_images
   run_docker pull "$REGISTRY/docker/keep:1"
   expect_equal 'what it prints' "$(run_docker run --rm --network none "$REGISTRY/docker/keep:1")" $'first\nsecond'
@@ -66,6 +80,7 @@ test_keep() {
   check 'keep: verify finds a flipped bit and names the tag' keep_flipped_bit_found
   check 'keep: a push mends it, and it is pulled and run' keep_push_mends
   check 'keep: a backup while pushing is restored and verified' keep_backup_while_pushing
+  touch "$WORK/restored.tester" # the backup has the users, too
   start_server_beside restored
   check 'keep: the restored registry is pulled from' keep_restored_pulls
 }

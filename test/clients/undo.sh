@@ -38,6 +38,8 @@ retention_settings=(
   BOATHOUSE_RETENTION_RULES='[{"repositories":["team/**"],"keep":[{"newest":2}]}]'
   BOATHOUSE_RETENTION_SCHEDULE='0 4 1 1 *' BOATHOUSE_TAGS_UNDO=0s BOATHOUSE_GC_GRACE=10s BOATHOUSE_GC_INTERVAL=1s
 )
+# With everything on this is an hour; by itself it is the rule that frees.
+if everything_on; then retention_settings+=(BOATHOUSE_GC_UNTAGGED=10s); fi
 
 # Read whole first: `grep -q` goes at the first hit, and curl would fail in the middle of writing.
 blobs_beside() { expect_match metrics "$(curl -sS "$scheme://$other_registry/metrics")" "^boathouse_blobs $1\$"; }
