@@ -139,8 +139,8 @@ export const schema = z.strictObject({
       refresh: flag()
         .prefault('false')
         .describe(
-          'Whether clients that ask for it get a refresh token, which lasts 90 days. Docker then keeps it in the ' +
-            'place of the password, and other programs cannot use its logins.',
+          'Whether clients that ask for it get a refresh token, which lasts 90 days; a user has at most 100. ' +
+            'Docker then keeps it in the place of the password, and other programs cannot use its logins.',
         ),
     })
     .prefault({}),

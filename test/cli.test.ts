@@ -8,6 +8,7 @@ import { grant, revoke } from '../src/commands/grant.js'
 import { key } from '../src/commands/key.js'
 import { runServer } from '../src/commands/run-server.js'
 import { token } from '../src/commands/token.js'
+import { uploads } from '../src/commands/uploads.js'
 import { user } from '../src/commands/user.js'
 import { addUsers, commandsOn, did, offline, refused, runCommand, startCommand } from './commands.js'
 import { filesBelow, scratchDir } from './harness.js'
@@ -22,6 +23,7 @@ const commands: Readonly<Record<string, Command>> = {
   revoke,
   access,
   key,
+  uploads,
 }
 
 /** Runs a command in this process, for what is refused before anything is said; gives the refusal. */
@@ -403,7 +405,7 @@ t.test('commands at the same time all take effect', async (t) => {
 t.test('S111: a new password has at least 8 characters; those that are there stay good', async (t) => {
   const { run } = await offline(t)
   const short =
-    /^A new password has at least 8 characters, .* nothing was changed\..*"boathouse token create"/
+    /^A new password has at least 8 characters, .* nothing was changed\..*"[^"]* token create[^"]*" makes/
   for (const password of ['x', 'seven!!', 'pässwör', '\u{1f512}'.repeat(7), 'e\u0301'.repeat(7)])
     await refused(t, run('user add ann --admin', `${password}\n`), 1, short)
   t.match((await did(t, run('user list'))).stdout, /^There are no users/)
@@ -437,7 +439,7 @@ t.test('S111: the last admin goes only when that is said', async (t) => {
   const file = join(scratchDir(t), 'access.yaml')
   writeFileSync(file, 'groups: {}\ngrants: []\n')
   const last =
-    /^The last admin who can log in is ann: make another first with "boathouse user admin NAME on", or add --last-admin\./
+    /^The last admin who can log in is ann: make another first with "[^"]* user admin NAME on[^"]*", or add --last-admin\./
   const states = async () =>
     (JSON.parse((await did(t, run('user list --json'))).stdout) as Record<string, unknown>[]).map(
       ({ name, admin, disabled }) =>

@@ -1087,7 +1087,7 @@ t.test('serve refuses a wrong configuration with exit code 2, before it touches 
     run.stderr
       .trim()
       .split('\n')
-      .map((line) => line.replace(config, 'boathouse.yaml'))
+      .map((line) => line.replace(config, 'boathouse.yaml').replace(/: node \S+ serve/, ': boathouse serve'))
       .sort(),
     [
       'BOATHOUSE_NONSENSE in the environment is not a setting: boathouse serve --help lists all settings.',

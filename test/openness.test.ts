@@ -166,7 +166,7 @@ for (const workers of [1, 2]) {
     t.equal((await server.request('GET', '/auth/token')).status, 404, 'nothing to log in for')
     const run = commandsOn(server.data)
     const { stderr } = await did(t, run('user add alice --admin', 'the admin pulls every rope\n'))
-    t.match(stderr, /^From now on the server asks for a login/)
+    t.match(stderr, /^A server that only this machine reaches asks for a login from now on/)
     await eventually('everybody is asked for a login', async () => {
       const replies = await Promise.all(
         Array.from({ length: 8 }, () => server.request('GET', '/v2/', { fresh: true })),

@@ -12,6 +12,8 @@ export async function noteOpenness({ config, access }: Place, added: number): Pr
   } else if (isOpenByDefault(config)) {
     const all = (await access.countUsers()) + (await access.listGrants()).length
     if (all === added)
-      note('From now on the server asks for a login: until now everybody could do everything.')
+      note(
+        'A server that only this machine reaches asks for a login from now on, unless its setting auth is none.',
+      )
   }
 }
