@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All suites once more, each with every feature switched on together (see features.sh), while the mirror's upstream answers,
-# and after it has gone: `everything on: N passed, N failed` at the end, non-zero when any failed.
+# The suites once more, each with every feature switched on together (see features.sh), while the mirror's upstream answers,
+# and most of the clients after it has gone: `everything on: N passed, N failed` at the end, non-zero when any failed.
 #
 #   bash test/clients/everything.sh
 #
@@ -25,18 +25,19 @@ suite() {
     >>"$logs/$name-$state${1:+-$1}"
 }
 
+# Not among them: `server`, which wants a log without errors, where `keep` damages a blob for the running verification to
+# find; `ten`, whose quotas are its own; and with the upstream away conformance, whose pulls of names that are not here get
+# the 502 of decision 0022, and what `undo`, `keep` and the logins ask in the same way as with it.
+clients=(skopeo podman containerd crane oras helm cosign manifests docker)
 {
-  suite up run
+  suite up run "${clients[@]}" keep undo features
   suite up conformance
-  suite up mirror
 } &
 {
-  suite down run
-  suite down conformance
+  suite down run "${clients[@]}" features
+  suite up mirror
   suite up auth quick
-  suite down auth quick
 } &
-suite up auth long &
 wait
 
 passed=0 failed=0
