@@ -1,4 +1,5 @@
 import { X509Certificate } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import type { Server as TlsServer } from 'node:tls'
 import type { FastifyInstance } from 'fastify'
@@ -13,7 +14,6 @@ import { LocalAccess } from './auth/local-access.js'
 import { redactTokens } from './auth/redact.js'
 import type { Audit } from './http/audit.js'
 import { blobHandlers } from './http/blobs.js'
-import { mostConnections } from './http/descriptors.js'
 import type { Exchange } from './http/exchange.js'
 import { healthHandlers } from './http/health.js'
 import { Intake } from './http/intake.js'
@@ -270,4 +270,29 @@ export async function readTls(config: Config): Promise<TlsTexts | undefined> {
     readFile(config.tls.key, 'utf8'),
   ])
   return { cert, key }
+}
+
+/** Descriptors that a process needs beside its connections: the index, pipes, modules, files that are written. */
+const others = 128
+
+/**
+ * How many connections a process may take: each may need a file as well, and who accepts more than there are
+ * descriptors for can serve none of them.
+ * @param wanted what the settings allow
+ */
+function mostConnections(wanted: number): number {
+  const descriptors = readDescriptorLimit()
+  return descriptors === undefined
+    ? wanted
+    : Math.max(8, Math.min(wanted, Math.floor((descriptors - others) / 2)))
+}
+
+/** The soft limit, which Node has raised to the hard one; undefined where the system has none or does not say. */
+function readDescriptorLimit(): number | undefined {
+  try {
+    const [, limit] = /^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8')) ?? []
+    return limit === undefined ? undefined : Number(limit)
+  } catch {
+    return undefined // not Linux
+  }
 }

@@ -3,7 +3,7 @@ import { constants } from 'node:fs'
 import { type FileHandle, open, stat, statfs, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { errorCode } from './errors.js'
-import { fileMode, giveFileToOwner } from './owner-only.js'
+import { fileMode, giveFileToOwner } from './file-owner.js'
 
 const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants
 

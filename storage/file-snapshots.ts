@@ -1,8 +1,8 @@
 import { open, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { errorCode, IndexDamagedError, toStorageError } from './errors.js'
+import { fileMode, giveToOwner, makeFolder } from './file-owner.js'
 import { syncDirectories } from './fs-layout.js'
-import { fileMode, giveToOwner, makeFolder } from './owner-only.js'
 import { runIndexTask } from './sqlite-index-task.js'
 
 /** A copy of the index in the data folder. */

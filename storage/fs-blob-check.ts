@@ -5,8 +5,8 @@ import { dirname } from 'node:path'
 import { algorithmOf, type Digest, digestSoFar } from '../src/oci/digest.js'
 import type { Examination, ExamineOptions } from './blob-store.js'
 import { errorCode, toStorageError } from './errors.js'
+import { makeFolder } from './file-owner.js'
 import { type Layout, syncDirectories } from './fs-layout.js'
-import { makeFolder } from './owner-only.js'
 
 /** A pipe or a device in a blob's place must not be waited for. */
 const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK

@@ -29,11 +29,11 @@ import type {
 } from './blob-store.js'
 import { DirectorySync } from './directory-sync.js'
 import { errorCode, toStorageError } from './errors.js'
+import { fileMode, giveFileToOwner, makeFolder } from './file-owner.js'
 import { openFileReader } from './file-reader.js'
 import { examineFile, quarantineFile } from './fs-blob-check.js'
 import { digestIn, Layout, leaves, syncDirectories } from './fs-layout.js'
 import { inParallel } from './in-parallel.js'
-import { fileMode, giveFileToOwner, makeFolder } from './owner-only.js'
 import { WriteBack } from './write-back.js'
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants

@@ -2,7 +2,7 @@ import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:cryp
 import { open, readdir, readFile, rename, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { errorCode } from './errors.js'
-import { closeToOthers, giveFileToOwner, makeFolder } from './owner-only.js'
+import { closeToOthers, giveFileToOwner, makeFolder } from './file-owner.js'
 
 /** Milliseconds after which a key that was replaced is removed: no token lives as long. */
 const keptFor = 7 * 86_400_000

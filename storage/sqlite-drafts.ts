@@ -1,17 +1,12 @@
 import type { Database } from 'better-sqlite3'
-import type { Digest } from '../src/oci/digest.js'
 import type { Child } from '../src/oci/manifest.js'
 import type { RepositoryName } from '../src/oci/reference.js'
 import type { NewManifest, PutManifestResult } from './metadata-store.js'
 import { prepareRepositoryId } from './sqlite-blob-operations.js'
 import { prepareCheckChildren } from './sqlite-children.js'
-import type { Writer } from './sqlite-writer-client.js'
 
 /** Edges that are removed in one go. */
 const edgesAtOnce = 250
-
-/** Missing children of which a refusal tells at least, where there are as many. */
-const mostMissing = 100
 
 /** Milliseconds after which a draft belongs to nobody: what is prepared is stored within seconds. */
 const longestDraft = 3_600_000
@@ -19,37 +14,7 @@ const longestDraft = 3_600_000
 /** A manifest whose edges stand in the index already, under the row that it will have. */
 export type DraftedManifest = NewManifest & { readonly draft?: number }
 
-/**
- * Stores a manifest, however many children it has. Many would keep the writer for a second, and everybody's pushes
- * with it. So their edges are written before their manifest, some at a time, and others have their turns in between.
- * Edges without a manifest show nowhere; they keep what they name from being unlinked, so that what was found to be
- * there still is when the manifest comes.
- */
-export async function putInTurns<R>(
-  writer: Writer,
-  manifest: NewManifest,
-  put: (manifest: DraftedManifest) => Promise<R>,
-): Promise<R | PutManifestResult> {
-  const { packed = [], repository, sparse, now } = manifest
-  if (packed.length === 0) return put(manifest)
-  const draft = await writer.run('openDraft', repository, now)
-  try {
-    const missing = new Set<Digest>()
-    for (const piece of packed) {
-      const refusal = await writer.run('draftChildren', draft, piece, sparse)
-      if (refusal?.outcome !== 'missing' && refusal !== undefined) return refusal
-      for (const digest of refusal?.digests ?? []) missing.add(digest)
-      if (missing.size >= mostMissing) break
-    }
-    if (missing.size > 0) return { outcome: 'missing', digests: [...missing] }
-    return await put({ ...manifest, packed: [], draft })
-  } finally {
-    // Nothing is left to drop of a draft that has become a manifest.
-    while (await writer.run('dropDraft', draft).catch(() => false));
-  }
-}
-
-/** The operations behind {@link putInTurns}. */
+/** The operations behind putInTurns (sqlite-put-in-turns.ts). */
 export function prepareDrafts(db: Database) {
   const repositoryId = prepareRepositoryId(db)
   const checkChildren = prepareCheckChildren(db)

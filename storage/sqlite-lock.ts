@@ -1,6 +1,6 @@
 import Database from 'better-sqlite3'
 import { errorCode } from './errors.js'
-import { makeFileForSqlite } from './owner-only.js'
+import { makeFileForSqlite } from './file-owner.js'
 import { assertWritable } from './sqlite-connection.js'
 
 /** Somebody else holds the lock. */

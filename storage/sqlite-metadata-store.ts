@@ -6,6 +6,7 @@ import { Turns } from '../src/oci/turns.js'
 import type { AccessStore } from './access-store.js'
 import type { CollectionStore } from './collection-store.js'
 import { errorCode, toStorageError } from './errors.js'
+import { makeFileForSqlite } from './file-owner.js'
 import type { IntegrityStore } from './integrity-store.js'
 import type {
   DeleteResult,
@@ -24,19 +25,19 @@ import type {
 } from './metadata-store.js'
 import { migrate, refuseNewerSchema } from './migrations.js'
 import type { MirrorStore } from './mirror-store.js'
-import { makeFileForSqlite } from './owner-only.js'
 import type { QuotaStore } from './quota-store.js'
 import { SqliteAccessStore } from './sqlite-access-store.js'
 import { releaseDeadCollector, SqliteCollectionStore } from './sqlite-collection-store.js'
 import { openDatabase, openForReading } from './sqlite-connection.js'
-import { putInTurns } from './sqlite-drafts.js'
 import { SqliteIntegrityStore } from './sqlite-integrity-store.js'
+import { prepareQueries } from './sqlite-metadata-queries.js'
 import { SqliteMirrorStore } from './sqlite-mirror-store.js'
+import { putInTurns } from './sqlite-put-in-turns.js'
 import { SqliteQuotaStore } from './sqlite-quota-store.js'
-import { collectReferrers, prepareReferrers } from './sqlite-referrers.js'
-import { prepareNames, searchNames, walkNames } from './sqlite-search.js'
+import { collectReferrers } from './sqlite-referrers.js'
+import { searchNames, walkNames } from './sqlite-search.js'
 import { SqliteTagStore } from './sqlite-tag-store.js'
-import { toUpload, type UploadRow, uploadColumns } from './sqlite-upload-operations.js'
+import { toUpload } from './sqlite-upload-operations.js'
 import { Writer, type WriterOptions } from './sqlite-writer-client.js'
 import type { TagStore } from './tag-store.js'
 
@@ -125,84 +126,6 @@ export async function openSqliteMetadataStore(options: WriterOptions): Promise<M
 
 /** Tags that are read at once: a millisecond's worth. */
 const tagsAtOnce = 1000
-
-type ManifestRow = { digest: Digest; mediaType: string; size: number; bytes: Uint8Array }
-type HeadRow = Omit<ManifestRow, 'bytes'>
-
-const headColumns = 'm.digest AS digest, m.media_type AS mediaType, m.size AS size'
-const byTag = `FROM repository r JOIN tag t ON t.repository_id = r.id
-  JOIN manifest m ON m.id = t.manifest_id WHERE r.name = ? AND t.name = ?`
-const byDigest = `FROM repository r JOIN manifest m ON m.repository_id = r.id WHERE r.name = ? AND m.digest = ?`
-
-function prepareQueries(db: Database.Database) {
-  return {
-    blobSize: db
-      .prepare<[string, string], number>(
-        `SELECT b.size FROM repository r JOIN blob_link l ON l.repository_id = r.id
-         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
-      )
-      .pluck(),
-    blobLease: db.prepare<[string, string], { size: number; leasedAt: number; mirror: string | null }>(
-      `SELECT b.size, l.linked_at AS leasedAt, r.mirror FROM repository r JOIN blob_link l ON l.repository_id = r.id
-       JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NULL`,
-    ),
-    manifestLease: db
-      .prepare<[string, string], number>(
-        `SELECT max(m.created_at, coalesce(u.leased_at, 0)) FROM repository r
-         JOIN manifest m ON m.repository_id = r.id LEFT JOIN manifest_use u ON u.manifest_id = m.id
-         WHERE r.name = ? AND m.digest = ?`,
-      )
-      .pluck(),
-    blobDamage: db
-      .prepare<[string, string], string>(
-        `SELECT b.damage FROM repository r JOIN blob_link l ON l.repository_id = r.id
-         JOIN blob b ON b.id = l.blob_id WHERE r.name = ? AND b.digest = ? AND b.damage IS NOT NULL`,
-      )
-      .pluck(),
-    blobRepositories: db
-      .prepare<[string, number], RepositoryName>(
-        `SELECT r.name FROM blob b JOIN blob_link l ON l.blob_id = b.id
-         JOIN repository r ON r.id = l.repository_id WHERE b.digest = ? AND b.damage IS NULL LIMIT ?`,
-      )
-      .pluck(),
-    upload: db.prepare<[string], UploadRow>(`SELECT ${uploadColumns} FROM upload WHERE id = ?`),
-    uploads: db.prepare<[string, number], Omit<OpenUpload, 'isBusy'> & { isBusy: number }>(
-      `SELECT id, repository, owner, source, offset, started_at AS startedAt, used_at AS usedAt,
-         holder IS NOT NULL AS isBusy
-       FROM upload WHERE id > ? ORDER BY id LIMIT ?`,
-    ),
-    hasRepository: db
-      .prepare<[string], number>(
-        'SELECT 1 FROM repository r WHERE r.name = ? AND EXISTS (SELECT 1 FROM manifest WHERE repository_id = r.id)',
-      )
-      .pluck(),
-    manifestByTag: db.prepare<[string, string], ManifestRow>(
-      `SELECT ${headColumns}, m.bytes AS bytes ${byTag}`,
-    ),
-    manifestByDigest: db.prepare<[string, string], ManifestRow>(
-      `SELECT ${headColumns}, m.bytes AS bytes ${byDigest}`,
-    ),
-    headByTag: db.prepare<[string, string], HeadRow>(`SELECT ${headColumns} ${byTag}`),
-    headByDigest: db.prepare<[string, string], HeadRow>(`SELECT ${headColumns} ${byDigest}`),
-    tags: db
-      .prepare<[string, string, number], string>(
-        `SELECT t.name FROM repository r JOIN tag t ON t.repository_id = r.id
-         WHERE r.name = ? AND t.name > ? ORDER BY t.name LIMIT ?`,
-      )
-      .pluck(),
-    names: prepareNames(db),
-    referrers: prepareReferrers(db),
-    totals: db.prepare<[], Omit<Totals, 'metadataBytes'>>(
-      `SELECT t.blobs, t.blob_bytes AS blobBytes, (SELECT count(*) FROM upload) AS openUploads,
-         c.ended AS collections, c.blobs AS collectedBlobs, c.bytes AS collectedBytes,
-         coalesce(c.ended_at, 0) / 1000.0 AS collectedAt, coalesce(c.milliseconds, 0) / 1000.0 AS collectionSeconds,
-         (SELECT count(*) FROM blob WHERE damage IS NOT NULL
-           AND EXISTS (SELECT 1 FROM blob_link l WHERE l.blob_id = blob.id)) AS damagedBlobs,
-         coalesce(s.verified_at, 0) / 1000.0 AS verifiedAt, coalesce(s.problems, 0) AS verificationProblems
-       FROM total t, collection c, service s`,
-    ),
-  }
-}
 
 /** See {@link MetadataStore} for what each method promises. */
 class SqliteMetadataStore implements MetadataStore {

@@ -14,9 +14,9 @@ import {
   syncHolder,
 } from './mirror-store.js'
 import { releaseDeadCollector } from './sqlite-collection-store.js'
-import { putInTurns } from './sqlite-drafts.js'
 import type { Lock } from './sqlite-lock.js'
 import { isRepositoryUsed } from './sqlite-mirror-operations.js'
+import { putInTurns } from './sqlite-put-in-turns.js'
 import { lockSync, releaseDeadSync } from './sqlite-sync-lock.js'
 import type { Writer } from './sqlite-writer-client.js'
 

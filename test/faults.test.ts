@@ -219,7 +219,7 @@ t.test('R11: a collection comes to its end where blobs are missing and manifests
 t.test('R23: a blob that was cut is refused, or ends short; it is never taken for whole', async (t) => {
   const server = await startServer(t)
   const [cut, sent] = [randomBlob(5000), randomBlob(64 * 1024 * 1024)] as const
-  await pushBlobs(server, 'team/app', cut, sent)
+  await push(server, 'team/app', 'needs-both', image({ layers: [cut, sent] }))
   const connection = await RawConnection.open(server)
   connection.socket.pause()
   await connection.request(`GET /v2/team/app/blobs/${sent.digest}`, ['Connection: close'])

@@ -75,7 +75,7 @@ const rooms: readonly Room[] = [
       // What processes that serve together share.
       /^src\/http\/metrics\.ts$/,
       /^src\/registry\/(?:uploads|leases|verify(?:-[a-z]+)?|gc(?:-[a-z]+)?|retention|lived-time)\.ts$/,
-      /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore))\.ts$/,
+      /^storage\/(?:data-folder|key-store|errors|migrations|file-(?:snapshots|backup|restore|owner))\.ts$/,
     ],
   },
   {

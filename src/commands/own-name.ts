@@ -13,7 +13,7 @@ import type { Config } from '../../config/schema.js'
 const longestWrapper = 4096
 
 const words =
-  'serve|user|token|grant|revoke|access|mirror|tag|retention|gc|verify|backup|restore|quota|key|health|COMMAND'
+  'serve|user|token|grant|revoke|access|mirror|tag|retention|gc|verify|backup|restore|quota|uploads|key|health|COMMAND'
 /** Commands between quotes, and others that stand in a sentence; names of files and of settings are no commands. */
 const quoted = new RegExp(`"boathouse ((?:(?:${words})\\b[^"]*|--help))"`, 'g')
 const bare = new RegExp(`(^|[\\s"])boathouse (?=(?:${words})\\b|--help)`, 'gm')
@@ -58,7 +58,7 @@ export function programName(): string {
 }
 
 function findProgram(): string {
-  const script = fileURLToPath(new URL('../main.js', import.meta.url))
+  const script = join(fileURLToPath(new URL('..', import.meta.url)), 'main.js')
   const folders = commandSearchPath()
   if (folders.some((folder) => leadsTo(join(folder, 'boathouse'), script))) return 'boathouse'
   const isNode = folders.some((folder) => isSameFile(join(folder, 'node'), process.execPath))

@@ -4,6 +4,7 @@ import type { TLSSocket } from 'node:tls'
 import { networkOf } from '../auth/throttle.js'
 import { RegistryError } from '../oci/errors.js'
 import { refuseOnSocket } from './errors.js'
+import { hasBody } from './exchange.js'
 import type { Bound } from './metrics.js'
 import { plainAddress } from './origin.js'
 
@@ -149,7 +150,7 @@ export class Connections {
    */
   afterAnswers(socket: Socket, work: () => void): void {
     const connection = this.#ofSocket.get(socket)
-    if (connection?.current === undefined || connection.request?.complete !== true) {
+    if (connection?.current === undefined || isCutOff(connection.request)) {
       work()
       return
     }
@@ -183,7 +184,7 @@ export class Connections {
     }
     const [request, response] = next
     this.#waiting--
-    if (connection.last !== undefined && !request.complete) {
+    if (connection.last !== undefined && isCutOff(request)) {
       connection.last() // it is what is wrong
       return
     }
@@ -298,6 +299,11 @@ export class Connections {
       socket.setTimeout(this.#limits.idle) // the answer is still being made, or the body has a timer of its own
     }
   }
+}
+
+/** Whether a request has a body that has not come to its end. */
+function isCutOff(request: IncomingMessage | undefined): boolean {
+  return request !== undefined && !request.complete && hasBody(request)
 }
 
 function add(counts: Map<string, number>, key: string, step: number): void {

@@ -2,7 +2,6 @@ import type {
   ManifestHead,
   MetadataStore,
   Page,
-  Referrer,
   ReferrerLimits,
   ReferrerPage,
   StoredManifest,
@@ -25,7 +24,7 @@ import { joined } from './joining.js'
 import { Lending, type LendingBlobs } from './lending.js'
 import type { Mirror, Mirrors } from './mirrors.js'
 import { Misses } from './misses.js'
-import { Referrers } from './referrers.js'
+import { pageOf, Referrers } from './referrers.js'
 import { toRefusal } from './refusals.js'
 import type { Sharing } from './sharing.js'
 import { UpstreamError, type UpstreamManifest } from './upstream.js'
@@ -369,27 +368,6 @@ export class MirrorManifests implements Manifests {
   searchRepositories(...args: Parameters<Manifests['searchRepositories']>): Promise<RepositoryName[]> {
     return this.#local.searchRepositories(...args)
   }
-}
-
-/** The part of a list that a page asks for. */
-function pageOf(
-  all: readonly Referrer[],
-  artifactTypes: readonly string[],
-  after: number,
-  { count, bytes }: ReferrerLimits,
-): ReferrerPage {
-  const referrers: Referrer[] = []
-  let left = bytes
-  for (const referrer of all) {
-    const { position, artifactType, annotations } = referrer
-    if (position <= after) continue
-    if (artifactTypes.length > 0 && !artifactTypes.includes(artifactType ?? '')) continue
-    left -= annotations?.byteLength ?? 0
-    const isFull = referrers.length === count || (left < 0 && referrers.length > 0)
-    if (isFull) return { referrers, more: true }
-    referrers.push(referrer)
-  }
-  return { referrers, more: false }
 }
 
 function isCurrent(manifest: MirroredManifest, since: number): boolean {

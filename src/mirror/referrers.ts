@@ -1,3 +1,4 @@
+import type { ReferrerLimits, ReferrerPage } from '../../storage/metadata-store.js'
 import type { Referrer } from '../registry/manifests.js'
 import type { UpstreamReferrer } from './upstream.js'
 
@@ -23,4 +24,25 @@ export class Referrers {
     if (this.#lists.size > mostLists && oldest !== undefined) this.#lists.delete(oldest)
     return list
   }
+}
+
+/** The part of a list that a page asks for. */
+export function pageOf(
+  all: readonly Referrer[],
+  artifactTypes: readonly string[],
+  after: number,
+  { count, bytes }: ReferrerLimits,
+): ReferrerPage {
+  const referrers: Referrer[] = []
+  let left = bytes
+  for (const referrer of all) {
+    const { position, artifactType, annotations } = referrer
+    if (position <= after) continue
+    if (artifactTypes.length > 0 && !artifactTypes.includes(artifactType ?? '')) continue
+    left -= annotations?.byteLength ?? 0
+    const isFull = referrers.length === count || (left < 0 && referrers.length > 0)
+    if (isFull) return { referrers, more: true }
+    referrers.push(referrer)
+  }
+  return { referrers, more: false }
 }

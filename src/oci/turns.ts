@@ -1,5 +1,3 @@
-import { setImmediate as nextTurn } from 'node:timers/promises'
-
 /** Milliseconds after which long work lets others go on. */
 const longestTurn = 5
 
@@ -10,7 +8,7 @@ export class Turns {
   /** Ends this turn if it has been long enough. To be called after each piece. */
   async rest(): Promise<void> {
     if (performance.now() - this.#begin < longestTurn) return
-    await nextTurn()
+    await new Promise((resolve) => setImmediate(resolve))
     this.#begin = performance.now()
   }
 }
