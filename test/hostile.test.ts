@@ -617,7 +617,7 @@ t.test(
         (target) => `GET ${target} HTTP/1.1\r\nHost: localhost\r\n`,
       ),
       ...[
-        'GET /v2/',
+        'GET /nothing-here',
         'GET /v2/ HTTP/9.9',
         'NO_METHOD / HTTP/1.1',
         'PRI * HTTP/2.0',

@@ -55,7 +55,8 @@ export class ForeignGuard {
   /** @throws RegistryError DENIED for what a page of somebody else may have sent */
   check(request: IncomingMessage, { host }: Pick<Origin, 'host'>): void {
     const { isOpen, isLocal } = this.#rules
-    if (isOpen && isLocal && host !== undefined && !this.#isKnown(host)) {
+    // Without a Host (HTTP/1.0) it is no browser.
+    if (isOpen && isLocal && host !== undefined && host !== '' && !this.#isKnown(host)) {
       throw new RegistryError('DENIED', foreignHost(host))
     }
     const { origin } = request.headers
