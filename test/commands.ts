@@ -120,8 +120,11 @@ export async function offline(t: Test): Promise<{ data: string; run: Runner }> {
   return { data, run: commandsOn(data) }
 }
 
+/** Who says what is wrong: a test, or one that throws before the first test. */
+export type Judge = { equal(found: unknown, wanted: unknown, what: string): unknown }
+
 /** Asserts that a command did what it was told, and gives what it said. */
-export async function did(t: Test, running: Promise<Run>): Promise<Run> {
+export async function did(t: Judge, running: Promise<Run>): Promise<Run> {
   const run = await running
   t.equal(run.code, 0, (run.stdout + run.stderr).slice(0, 300))
   return run
@@ -136,7 +139,7 @@ export async function refused(t: Test, running: Promise<Run>, code: 1 | 2, words
 }
 
 /** Adds users with one command; the password of each is `secret`. */
-export async function addUsers(t: Test, run: Runner, ...names: string[]): Promise<void> {
+export async function addUsers(t: Judge, run: Runner, ...names: string[]): Promise<void> {
   const hash = bcrypt.hashSync('secret', 4)
   await did(t, run('user import -', names.map((name) => `${name}:${hash}\n`).join('')))
 }

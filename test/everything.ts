@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { selfSigned } from './certificate.js'
-import { addUsers, commandsOn, did } from './commands.js'
+import { addUsers, commandsOn, did, type Judge } from './commands.js'
 import { image, push, type RequestOptions, type Server, scratchDir, send, startServer } from './harness.js'
 
 /*
@@ -17,6 +17,13 @@ export function switchEverythingOn(upstream: 'up' | 'down'): void {
   upstreamIs = upstream
 }
 
+/** Tap ends a file whose first assertion comes before its tests, so this one throws. */
+const judge: Judge = {
+  equal(found, wanted, what) {
+    if (found !== wanted) throw new Error(`${what}: ${found} in place of ${wanted}`)
+  },
+}
+
 /** A server with these settings, and with every feature besides when {@link switchEverythingOn} has said so. */
 export async function startServerWithFeatures(t: Test, config: Record<string, unknown>): Promise<Server> {
   if (upstreamIs === undefined) return startServer(t, { config })
@@ -24,11 +31,11 @@ export async function startServerWithFeatures(t: Test, config: Record<string, un
   await push(upstream, 'library/app', '1', image())
   const server = await startServer(t, { config: { ...featuresOver(t, upstream), ...config } })
   const run = commandsOn(server.data)
-  await addUsers(t, run, 'tester')
-  await did(t, run('grant push,delete ** --to user:tester'))
+  await addUsers(judge, run, 'tester')
+  await did(judge, run('grant push,delete ** --to user:tester'))
   logInAt(server)
   const mirrored = await server.request('GET', '/v2/docker.io/library/app/manifests/1')
-  t.equal(mirrored.status, 200, `the mirror serves what its upstream has: ${mirrored.text}`)
+  judge.equal(mirrored.status, 200, `the mirror serves what its upstream has: ${mirrored.text}`)
   if (upstreamIs === 'down') await upstream.kill()
   return server
 }

@@ -182,7 +182,7 @@ for (const workers of [1, 2]) {
     const bearer = { Authorization: `Bearer ${reply.json<{ token: string }>().token}` }
     t.same(await anonymously(server, bearer), open)
     t.same(await anonymously(server, { ...bearer, 'X-Forwarded-For': '203.0.113.9' }), open)
-    await did(t, run('user remove alice --yes'))
+    await did(t, run('user remove alice --yes --last-admin'))
     t.same(await anonymously(server), closed, 'it does not open again while it runs')
   })
 }
