@@ -24,6 +24,11 @@ const judge: Judge = {
   },
 }
 
+/** Whether {@link switchEverythingOn} has said so. */
+export function isEverythingOn(): boolean {
+  return upstreamIs !== undefined
+}
+
 /** A server with these settings, and with every feature besides when {@link switchEverythingOn} has said so. */
 export async function startServerWithFeatures(t: Test, config: Record<string, unknown>): Promise<Server> {
   if (upstreamIs === undefined) return startServer(t, { config })

@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { startServerWithFeatures } from './everything.js'
+import { isEverythingOn, startServerWithFeatures } from './everything.js'
 import {
   artifact,
   blob,
@@ -273,7 +273,8 @@ t.test(
     const list = index(all, { extra: { annotations: { 'org.opencontainers.image.created': '2025' } } })
     await containerdPushManifest(t, name, 'v1', list)
 
-    for (const ns of ['', '?ns=docker.io']) {
+    // Where docker.io is mirrored, its name means what is there.
+    for (const ns of ['', `?ns=${isEverythingOn() ? 'registry.example' : 'docker.io'}`]) {
       const resolved = await client('containerd/1.7.24')('HEAD', `/v2/${name}/manifests/v1${ns}`, {
         headers: { Accept: containerdAccept },
       })
