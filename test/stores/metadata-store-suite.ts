@@ -791,11 +791,11 @@ function testConditions(t: Test, newPlace: NewPlace<MetadataStore>): void {
       t.equal(await tagged(store, 'x'), whenAbsent ? of('b') : undefined, `${what}, no such tag: the tag`)
 
       await store.putManifest(manifest('a', { tags: ['x'] }))
-      await store.putManifest(manifest('c', { tags: ['second'] }))
+      await store.putManifest(manifest('a', { tags: ['second'] }))
       const present = await store.putManifest(put)
       t.equal(present.outcome, whenA ? 'stored' : 'condition-failed', `${what}, a tag at A`)
       t.equal(await tagged(store, 'x'), whenA ? of('b') : a, `${what}, a tag at A: the tag`)
-      t.equal(await tagged(store, 'second'), whenA ? of('b') : of('c'), `${what}: its second tag goes along`)
+      t.equal(await tagged(store, 'second'), whenA ? of('b') : a, `${what}: its second tag goes along`)
     }
   })
 
