@@ -204,6 +204,8 @@ t.test(
       return reply?.status === 200 && reply
     })
     t.ok(read.body.equals(manifest.bytes))
+    // Their connections are closed here, and only then there.
+    await eventually('their descriptors are free', () => openDescriptors(tight.pid).length < 50)
     await push(tight, 'tight', 'after', image())
     const stopped = await tight.stop()
     t.same(stopped, { code: 0, signal: null }, tight.stderr() || 'it stops')

@@ -83,8 +83,11 @@ t.test('TLS, G-14, BL-01: push and pull, with relative Locations', async (t) => 
   t.ok(layer && got.body.equals(layer.bytes))
 })
 
+/** A connection on which no TLS is spoken. */
+const openPlain = () => RawConnection.open({ host: server.host, port: server.port })
+
 t.test('TLS, T-58: plain HTTP on the TLS port is no answer below /v2/, and hurts nobody', async (t) => {
-  const connection = await RawConnection.open(server)
+  const connection = await openPlain()
   await connection.request('GET /v2/')
   await connection.closed
   t.notMatch(connection.text, /^HTTP\/1\.1 (2|30)/)
@@ -187,7 +190,7 @@ t.test(
 
 t.test('S112: a plain HTTP request to the port of HTTPS is told so, logged and counted', async (t) => {
   for (const method of ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE']) {
-    const connection = await RawConnection.open(server)
+    const connection = await openPlain()
     await connection.request(`${method} /v2/`, ['Content-Length: 0'])
     await connection.closed
     const [reply] = connection.replies()
@@ -202,7 +205,7 @@ t.test('S112: a plain HTTP request to the port of HTTPS is told so, logged and c
   t.ok(told.length >= 6, 'the log has them')
   const { text } = await server.request('GET', '/metrics')
   t.match(text, /^boathouse_http_requests_total\{route="none",method="other",status="400"\} [1-9]/m)
-  const noise = await RawConnection.open(server)
+  const noise = await openPlain()
   await noise.send(Buffer.from([0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5]))
   await noise.closed
   t.equal((await server.request('GET', '/v2/')).status, 200)

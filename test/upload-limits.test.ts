@@ -45,7 +45,7 @@ t.test('S100: who opens many uploads takes the places of nobody else, wherever t
 
 t.test('S100: who did not log in is told from others by the address', async (t) => {
   const server = await startServer(t, {
-    config: { uploads: { maxPerUser: 2 }, trustedProxies: ['127.0.0.1'] },
+    config: { auth: 'none', uploads: { maxPerUser: 2 }, trustedProxies: ['127.0.0.1'] },
   })
   const from = (address: string) => open(server, 'a', { 'X-Forwarded-For': address })
   for (const address of ['192.0.2.1', '192.0.2.2', '2001:db8:1:1::1', '2001:db8:1:2::1']) {

@@ -204,11 +204,11 @@ t.test('an altered manifest is found, and never served', async (t) => {
 t.test('some repositories alone', async (t) => {
   const server = await startServer(t)
   const [one, other] = [randomBlob(), randomBlob()]
-  await pushBlobs(server, 'team/app', one)
-  await pushBlobs(server, 'other/app', other)
+  await push(server, 'team/app', 'v1', image({ layers: [one] }))
+  await push(server, 'other/app', 'v1', image({ layers: [other] }))
   flipBit(fileOf(server.data, other.digest))
-  t.match(await verified(t, server, 0, 'team/app'), { blobs: 1, problems: 0 })
-  t.match(await verified(t, server, 1, 'other/app'), { blobs: 1, problems: 1 })
+  t.match(await verified(t, server, 0, 'team/app'), { blobs: 2, problems: 0 })
+  t.match(await verified(t, server, 1, 'other/app'), { blobs: 2, problems: 1 })
   const wrong = await verify(server.data, 'Not A Name')
   t.equal(wrong.code, 2)
 })
@@ -245,7 +245,7 @@ t.test('the server verifies by its schedule', async (t) => {
     config: { verify: { rate: 'unlimited', schedule: '* * * * * *' }, log: { level: 'info' } },
   })
   const content = randomBlob()
-  await pushBlobs(server, 'team/app', content)
+  await push(server, 'team/app', 'v1', image({ layers: [content] }))
   flipBit(fileOf(server.data, content.digest))
   await eventually('it is found', () => /altered: blob sha256:/.test(server.stderr()))
   isError(t, await pull(server, content), 503, 'UNAVAILABLE')

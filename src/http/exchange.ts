@@ -142,6 +142,11 @@ export function send(
   headers: OutgoingHttpHeaders,
   body?: Uint8Array,
 ): void {
+  if (hasUnknownCoding(request)) {
+    sendHead(response, status, { ...headers, Connection: 'close' })
+    response.end(body)
+    return
+  }
   if (!hasUnreadBody(request)) {
     sendHead(response, status, headers)
     response.end(body)
@@ -162,6 +167,15 @@ function hasUnreadBody(request: IncomingMessage): boolean {
 export function hasBody(request: IncomingMessage): boolean {
   const length = request.headers['content-length']
   return request.headers['transfer-encoding'] !== undefined || (length !== undefined && Number(length) > 0)
+}
+
+/**
+ * Whether the body comes in a coding that nobody reads here (RFC 9112, 6.1). Node's parser hands over the head of such
+ * a request, and only then calls it an error.
+ */
+export function hasUnknownCoding({ headers }: IncomingMessage): boolean {
+  const coding = headers['transfer-encoding']
+  return coding !== undefined && coding.toLowerCase() !== 'chunked'
 }
 
 /** Reads and drops the rest of a body, within bounds; what goes beyond them is cut off. */

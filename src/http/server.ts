@@ -12,7 +12,7 @@ import { noteExpectation } from './body.js'
 import { challengeHeader, tokenPath } from './challenge.js'
 import { type ConnectionLimits, Connections } from './connections.js'
 import { MethodError, parserRefusal, refuseOnSocket, replyError } from './errors.js'
-import { Exchange } from './exchange.js'
+import { Exchange, hasUnknownCoding } from './exchange.js'
 import { ForeignGuard } from './foreign.js'
 import type { Metrics } from './metrics.js'
 import { clientAddress, type Origin, plainAddress, publicAddress } from './origin.js'
@@ -257,6 +257,10 @@ function refuseConnection(
 ): void {
   if (refused.has(socket)) return
   refused.add(socket)
+  if (!raw.writable) {
+    raw.destroy() // the last answer was the last word
+    return
+  }
   const remote = plainAddress(raw.remoteAddress ?? '')
   refuseOnSocket(raw, refusal)
   const { bytesIn, bytesOut } = connections.countBytes(socket)
@@ -280,6 +284,9 @@ function refuseBadHead(request: IncomingMessage): void {
     throw new RegistryError('REQUEST_INVALID', 'a request has exactly one Host header')
   }
   if (!isModern && request.httpVersion !== '1.0') throw new RegistryError('REQUEST_INVALID')
+  if (hasUnknownCoding(request)) {
+    throw new RegistryError('REQUEST_INVALID', 'the only Transfer-Encoding is chunked')
+  }
 }
 
 /** G-18: a known path with another method is 405, everything else 404. */

@@ -35,18 +35,23 @@ const old = Date.now() - 10 * grace
 const mediaType = 'application/vnd.oci.image.manifest.v1+json'
 const indexType = 'application/vnd.oci.image.index.v1+json'
 
-async function openStores(t: Test) {
-  const root = scratchDir(t)
+/**
+ * Schedules that share their stores. A collection walks over all repositories, 100 at a time: each of its walks must
+ * be one call, in the last schedule as in the first.
+ */
+const schedulesPerStore = 40
+
+async function openStores(t: Test, root: string) {
   const path = join(root, 'boathouse.db')
   await prepareFsBlobStore(root)
   prepareSqlite(path)
   const { metadata, collection, tags } = await openSqliteStores({ path, onFatal: (error) => t.fail(error) })
   const blobs = openFsBlobStore(root)
-  t.teardown(async () => {
+  const close = async () => {
     await metadata.close()
     await blobs.close()
-  })
-  return { root, metadata, collection, tags, blobs }
+  }
+  return { root, metadata, collection, tags, blobs, close }
 }
 
 type Stores = Awaited<ReturnType<typeof openStores>>
@@ -367,11 +372,22 @@ operation('push of a referrer', 'image', async (world, client) => {
 const freeCalls = ['startUpload', 'findUpload', 'removeUpload', 'releaseTurn', 'hasRepository'] as const
 
 async function runAll(t: Test, name: string, run: Operation): Promise<void> {
-  const stores = await openStores(t)
+  let count = 0
+  const scratch = scratchDir(t)
+  let stores = await openStores(t, join(scratch, 'first'))
   let world = new World(stores)
   let follow: () => Promise<void> = async () => undefined
-  let count = 0
+  const end = async () => {
+    await collect(stores)
+    await stores.close()
+    t.strictSame(checkFolder(stores.root).violations, [], 'everything fits together')
+  }
+  const renew = async () => {
+    await end()
+    stores = await openStores(t, join(scratch, `after-${count}`))
+  }
   const begin = async (): Promise<readonly [Program, Program]> => {
+    if (count > 0 && count % schedulesPerStore === 0) await renew()
     world = new World(stores)
     const aged = before[name] ?? 'layer'
     await (aged === 'elsewhere' ? world.age('layer', world.elsewhere) : world.age(aged))
@@ -399,8 +415,7 @@ async function runAll(t: Test, name: string, run: Operation): Promise<void> {
       t.fail(`${order}: ${error instanceof Error ? error.message : error}`)
     }
   }
-  await collect(stores)
-  t.strictSame(checkFolder(stores.root).violations, [], 'everything fits together')
+  await end()
   t.ok(count > 5, `${count} orders`)
 }
 
