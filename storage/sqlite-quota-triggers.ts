@@ -143,7 +143,7 @@ export const waitingTriggers = `
   END;
   CREATE TRIGGER waiting_link_removed AFTER DELETE ON blob_link
   WHEN (SELECT mirror FROM repository WHERE id = old.repository_id) IS NULL BEGIN
-    INSERT OR IGNORE INTO waiting_blob (blob_id, repository, size)
+    INSERT INTO waiting_blob (blob_id, repository, size)
       SELECT b.id, r.name, b.size FROM blob b JOIN repository r ON r.id = old.repository_id
       WHERE b.id = old.blob_id
         AND NOT EXISTS (SELECT 1 FROM waiting_blob w WHERE w.blob_id = b.id AND w.repository = r.name)
@@ -162,7 +162,7 @@ export const waitingTriggers = `
   END;
   CREATE TRIGGER waiting_blob_made AFTER INSERT ON blob
   WHEN EXISTS (SELECT 1 FROM deleted_child WHERE digest = new.digest) BEGIN
-    INSERT OR IGNORE INTO waiting_blob (blob_id, repository, size)
+    INSERT INTO waiting_blob (blob_id, repository, size)
       SELECT DISTINCT new.id, r.name, new.size FROM deleted_child c JOIN repository r ON r.id = c.repository_id
       WHERE c.digest = new.digest AND c.is_linked = 1 AND r.mirror IS NULL;
   END;

@@ -21,6 +21,12 @@ const longest = 50
 /** Milliseconds between two looks at most while pieces of work follow each other: what a look may be wrong by. */
 const lookEvery = 1
 
+/**
+ * Share of the time that a piece of work has of a processor at least, be the machine as busy as it may. What has less is
+ * no piece: the loop waited for requests, and what the system did for it then added up.
+ */
+const leastShare = 0.005
+
 /** Milliseconds after which it is known what garbage was collected meanwhile. */
 const settling = 200
 
@@ -58,7 +64,7 @@ function watch(path: string): void {
       )
       const garbage = overlaps.reduce((sum, overlap) => sum + Math.max(0, overlap), 0)
       const worked = to.cpu - from.cpu - garbage
-      if (worked <= longest) return
+      if (worked <= longest || worked < (to.wall - from.wall) * leastShare) return
       const line = { ms: Math.round(worked), waited: Math.round(to.wall - from.wall), request }
       appendFileSync(path, `${JSON.stringify(line)}\n`)
     }, settling).unref()
