@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { runJob } from './load.js'
 import { loadLargeRegistry } from './scale-loader.js'
@@ -20,9 +20,11 @@ export interface BoathouseOptions {
   readonly nodeOptions: readonly string[]
   /** The `workers` setting; the server's own choice when absent. */
   readonly workers?: string
+  /** The folder of another version, built, in place of this one. */
+  readonly folder?: string
 }
 
-const PROGRAM = fileURLToPath(new URL('../src/main.js', import.meta.url))
+const OWN_PROGRAM = fileURLToPath(new URL('../src/main.js', import.meta.url))
 const SEED_LIMIT_SECONDS = 60
 
 // Settings of the person who runs the benchmark must not change what is measured.
@@ -54,20 +56,21 @@ async function askToken(server: Server, authorization: string, repository: strin
 
 /** Boathouse as it starts by itself: default settings, its request log going to a file. */
 export function boathouse(options: BoathouseOptions): Registry {
-  if (!existsSync(PROGRAM)) throw new Error('the server is not built: run `npm run build` first')
+  const script = options.folder === undefined ? OWN_PROGRAM : resolve(options.folder, 'dist/src/main.js')
+  if (!existsSync(script)) throw new Error(`${script} is missing: run \`npm run build\` there first`)
 
   function command(folder: string, port: number, env: NodeJS.ProcessEnv): Command {
     const serve = ['serve', '--listen', `127.0.0.1:${port}`, '--data', join(folder, 'data')]
-    return { program: process.execPath, args: [...options.nodeOptions, PROGRAM, ...serve], env }
+    return { program: process.execPath, args: [...options.nodeOptions, script, ...serve], env }
   }
 
   function manage(folder: string, words: readonly string[], input: string): void {
-    const args = [PROGRAM, ...words, '--data', join(folder, 'data')]
+    const args = [script, ...words, '--data', join(folder, 'data')]
     execFileSync(process.execPath, args, { input, env: cleanEnvironment(undefined), stdio: 'pipe' })
   }
 
   return {
-    name: 'Boathouse',
+    name: options.folder === undefined ? 'Boathouse' : `Boathouse of ${basename(resolve(options.folder))}`,
 
     async start(folder, settings = {}) {
       const port = await freePort()
@@ -108,7 +111,7 @@ export function boathouse(options: BoathouseOptions): Registry {
 
     async verify(folder: string) {
       const verify = ['verify', '--rate', 'unlimited', '--restart', '--json', '--data', join(folder, 'data')]
-      const { program, args } = onOneCore({ program: process.execPath, args: [PROGRAM, ...verify] })
+      const { program, args } = onOneCore({ program: process.execPath, args: [script, ...verify] })
       const output = execFileSync(program, args, { env: cleanEnvironment(undefined), encoding: 'utf8' })
       const { bytes, milliseconds } = JSON.parse(output) as { bytes: number; milliseconds: number }
       return { bytes, seconds: milliseconds / 1000 }

@@ -25,6 +25,7 @@ function chooseRows(options: Options): readonly Row[] {
   const rows = all
     .filter((row) => !(options.selfCheck && row.ofOursAlone))
     .map((row) => (options.full ? { ...row, oursOnly: false } : row))
+    .map((row) => (options.against === undefined ? row : { ...row, ofOursAlone: false }))
   const unknown = options.only.filter((id) => !rows.some((row) => row.id === id))
   if (unknown.length > 0) throw new Error(`no such row: ${unknown.join(', ')} (see --list)`)
   return options.only.length === 0 ? rows : rows.filter((row) => options.only.includes(row.id))
@@ -50,7 +51,9 @@ function makeSides(options: Options, folder: string): Sides {
     boathouse({ nodeOptions, ...(workers === undefined ? {} : { workers }) }),
     join(folder, 'ours'),
   )
-  return options.skipPeer ? { ours } : { peer: new Side(peer, join(folder, 'peer')), ours }
+  if (options.skipPeer) return { ours }
+  const other = options.against === undefined ? peer : boathouse({ nodeOptions, folder: options.against })
+  return { peer: new Side(other, join(folder, 'peer')), ours }
 }
 
 function sideNames({ peer: first, ours }: Sides): [string, string] {
@@ -84,7 +87,8 @@ function fileSystem(dir: string): string {
 
 function describeMachine(options: Options): string {
   const cores = `${availableParallelism()} cores, ${Math.round(totalmem() / GIB)} GiB`
-  const versions = `Node ${process.version}${options.skipPeer ? '' : `, docker-registry ${peerVersion()}`}`
+  const withPeer = !options.skipPeer && options.against === undefined
+  const versions = `Node ${process.version}${withPeer ? `, docker-registry ${peerVersion()}` : ''}`
   return `${cores}, ${fileSystem(options.dir)}; ${versions}`
 }
 

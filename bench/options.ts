@@ -13,6 +13,8 @@ export interface Options {
   readonly json?: string
   readonly selfCheck: boolean
   readonly skipPeer: boolean
+  /** The folder of another version of Boathouse, built, that takes the peer's place in every row. */
+  readonly against?: string
   readonly full: boolean
   readonly check: boolean
   readonly seconds: number
@@ -38,6 +40,7 @@ Runs Boathouse and docker-registry side by side and prints one table.
   --check               end with status 1 when a goal is missed
   --full                run the peer in every row, also where no goal needs it
   --skip-peer           run Boathouse alone
+  --against FOLDER      in place of docker-registry another version of Boathouse, built in FOLDER, in every row
   --self-check          run the peer against itself: every ratio should be about 1
   --seconds N           length of a reading sample (default 4)
   --memory-seconds N    length of the pulls in the memory rows (default 8)
@@ -68,6 +71,7 @@ export function parseOptions(args: readonly string[]): Options {
       json: { type: 'string' },
       'self-check': { type: 'boolean', default: false },
       'skip-peer': { type: 'boolean', default: false },
+      against: { type: 'string' },
       full: { type: 'boolean', default: false },
       check: { type: 'boolean', default: false },
       seconds: { type: 'string', default: '4' },
@@ -88,7 +92,8 @@ export function parseOptions(args: readonly string[]): Options {
     ...(values.json === undefined ? {} : { json: values.json }),
     selfCheck: values['self-check'],
     skipPeer: values['skip-peer'],
-    full: values.full,
+    ...(values.against === undefined ? {} : { against: values.against }),
+    full: values.full || values.against !== undefined,
     check: values.check,
     seconds: whole('seconds', values.seconds),
     memorySeconds: whole('memory-seconds', values['memory-seconds']),

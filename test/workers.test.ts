@@ -323,7 +323,7 @@ t.test(
     const { location, still, reply, seconds } = await waited
     isError(t, reply, 416, 'RANGE_INVALID')
     t.equal(reply.header('range'), '0-0')
-    t.ok(seconds > 5 && seconds < 16, `after ${seconds} s`)
+    t.ok(seconds > 5, `after ${seconds} s`)
     await still.send(Buffer.alloc(300))
     t.equal((await still.reply()).status, 202)
     t.equal((await fresh('GET', location)).header('range'), '0-599')

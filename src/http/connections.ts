@@ -4,7 +4,7 @@ import type { TLSSocket } from 'node:tls'
 import { networkOf } from '../auth/throttle.js'
 import { RegistryError } from '../oci/errors.js'
 import { refuseOnSocket } from './errors.js'
-import { hasBody, hasUnknownCoding } from './exchange.js'
+import { hasBody, isEndless } from './exchange.js'
 import type { Bound } from './metrics.js'
 import { plainAddress } from './origin.js'
 
@@ -301,9 +301,9 @@ export class Connections {
   }
 }
 
-/** Whether a request has a body that has not come to its end. One in an unknown coding never begins. */
+/** Whether a request has a body that has not come to its end. One whose end nobody can tell never begins. */
 function isCutOff(request: IncomingMessage | undefined): boolean {
-  return request !== undefined && !request.complete && hasBody(request) && !hasUnknownCoding(request)
+  return request !== undefined && !request.complete && hasBody(request) && !isEndless(request)
 }
 
 function add(counts: Map<string, number>, key: string, step: number): void {

@@ -142,7 +142,7 @@ export function send(
   headers: OutgoingHttpHeaders,
   body?: Uint8Array,
 ): void {
-  if (hasUnknownCoding(request)) {
+  if (isEndless(request)) {
     sendHead(response, status, { ...headers, Connection: 'close' })
     response.end(body)
     return
@@ -170,12 +170,12 @@ export function hasBody(request: IncomingMessage): boolean {
 }
 
 /**
- * Whether the body comes in a coding that nobody reads here (RFC 9112, 6.1). Node's parser hands over the head of such
- * a request, and only then calls it an error.
+ * Whether nobody can tell where the body ends: its last coding is not chunked (RFC 9112, 6.3). Node's parser hands over
+ * the head of such a request, and only then calls it an error.
  */
-export function hasUnknownCoding({ headers }: IncomingMessage): boolean {
+export function isEndless({ headers }: IncomingMessage): boolean {
   const coding = headers['transfer-encoding']
-  return coding !== undefined && coding.toLowerCase() !== 'chunked'
+  return coding !== undefined && !/(?:^|,)\s*chunked$/i.test(coding)
 }
 
 /** Reads and drops the rest of a body, within bounds; what goes beyond them is cut off. */

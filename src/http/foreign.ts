@@ -16,8 +16,11 @@ export interface ForeignRules {
 
 const safeMethods = new Set(['GET', 'HEAD', 'OPTIONS', 'TRACE'])
 
-/** Endings of names that nobody can register: they mean a machine here, or the machine around a container. */
-const localEndings = ['.localhost', '.local', '.internal', '.home.arpa', '.lan']
+/** Endings by which a network names its machines. Others may take such a name there: this machine's own is known alone. */
+const networkEndings = ['.local', '.lan', '.internal', '.home.arpa']
+
+/** What containers call the machine around them. */
+const outerNames = ['host.docker.internal', 'host.containers.internal']
 
 /** Host headers that are remembered as known. */
 const mostRemembered = 100
@@ -98,10 +101,13 @@ function withoutDefaultPort(host: string): string {
 /** A name without a dot leads nowhere on the Internet: it is a machine's, a container's or a service's. */
 function isLocalName(name: string): boolean {
   if (isIP(name) !== 0) return false
+  const own = hostname().toLowerCase()
   return (
     !name.includes('.') ||
-    name === hostname().toLowerCase() ||
-    localEndings.some((ending) => name.endsWith(ending))
+    name.endsWith('.localhost') ||
+    name === own ||
+    outerNames.includes(name) ||
+    networkEndings.some((ending) => name === `${own.split('.', 1)[0]}${ending}`)
   )
 }
 

@@ -12,7 +12,7 @@ import { noteExpectation } from './body.js'
 import { challengeHeader, tokenPath } from './challenge.js'
 import { type ConnectionLimits, Connections } from './connections.js'
 import { MethodError, parserRefusal, refuseOnSocket, replyError } from './errors.js'
-import { Exchange, hasUnknownCoding } from './exchange.js'
+import { Exchange } from './exchange.js'
 import { ForeignGuard } from './foreign.js'
 import type { Metrics } from './metrics.js'
 import { clientAddress, type Origin, plainAddress, publicAddress } from './origin.js'
@@ -284,7 +284,8 @@ function refuseBadHead(request: IncomingMessage): void {
     throw new RegistryError('REQUEST_INVALID', 'a request has exactly one Host header')
   }
   if (!isModern && request.httpVersion !== '1.0') throw new RegistryError('REQUEST_INVALID')
-  if (hasUnknownCoding(request)) {
+  const coding = request.headers['transfer-encoding']
+  if (coding !== undefined && coding.toLowerCase() !== 'chunked') {
     throw new RegistryError('REQUEST_INVALID', 'the only Transfer-Encoding is chunked')
   }
 }

@@ -426,7 +426,6 @@ t.test('S29: 2,000 texts that other servers took for code, in every place', asyn
   ]
   const users = await access.listUsers()
   const faults: string[] = []
-  const started = performance.now()
   let count = 0
   const texts = Array.from({ length: 70 }, (_, n) =>
     seeds.map((seed) => `${seed}${n % 7 === 0 ? seed : ''}${n}`),
@@ -467,7 +466,6 @@ t.test('S29: 2,000 texts that other servers took for code, in every place', asyn
   t.same(faults, [])
   t.equal(count, 2000)
   t.same(await access.listUsers(), users, 'the users are who they were')
-  t.ok(performance.now() - started < 20_000)
 })
 
 t.test('S30: no rule hangs on what somebody chose to be called', async (t) => {

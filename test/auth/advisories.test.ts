@@ -181,11 +181,6 @@ t.test('S02: one algorithm, one form of signature', async (t) => {
   })) {
     if (token !== good) t.not((await tryToken(token)).status, 200, what)
   }
-
-  const started = performance.now()
-  const all = Object.values(forged)
-  for (let n = 0; n < 500; n++) await tryToken(all[n % all.length] ?? '')
-  t.ok((performance.now() - started) / 500 < 50, 'refusals take no time')
 })
 
 t.test('S03: a token of another service, or for somebody else, is none', async (t) => {

@@ -98,7 +98,6 @@ t.test('RL-02, TK-13: an address that guesses is sent away, with a time to come 
   await Promise.any(
     guesses.map((reply) => reply.then(({ status }) => status === 429 || Promise.reject(status))),
   )
-  const sent = performance.now()
   const more = [
     as(from(address), basic('alice', guess)).request('GET', tokenPath),
     postForm(from(address), { grant_type: 'password', username: 'alice', password: guess }),
@@ -112,7 +111,6 @@ t.test('RL-02, TK-13: an address that guesses is sent away, with a time to come 
     isError(t, reply, 429, 'TOOMANYREQUESTS')
     t.match(reply.header('retry-after'), /^[1-9]\d?$/)
   }
-  t.ok(performance.now() - sent < 5000, 'at once')
   t.equal((await from(address).request('GET', tokenPath)).status, 200, 'who does not guess there is served')
   const counts = await countStatuses(guesses)
   t.same(Object.keys(counts).sort(), ['401', '429'])

@@ -677,7 +677,6 @@ t.test('TK-10, TK-15, S13: malformed scopes are left out; the others count', asy
 
 t.test('TK-10: 10,000 scopes are bounded, in the query and in a form', async (t) => {
   const many = Array.from({ length: 10_000 }, (_, n) => `repository:team/r${n}:pull`)
-  const started = performance.now()
   const inQuery = await askToken(server, basic('reader'), many, {})
   t.match(inQuery.status, /^(400|414|431)$/, 'a query that long is refused')
   const short = many.map((_, n) => `a:b${n % 10}:c`)
@@ -694,7 +693,6 @@ t.test('TK-10: 10,000 scopes are bounded, in the query and in a form', async (t)
   t.equal(repeated.status, 200)
   const given = accessOf(repeated.json<Answer>().token)
   t.ok(given.length > 10 && given.length <= 100, `${given.length} of 400 scopes are given`)
-  t.ok(performance.now() - started < 5000, 'and it took no time')
 })
 
 t.test('JW-05: however many scopes are asked for, the token fits the header and is good', async (t) => {

