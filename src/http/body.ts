@@ -79,7 +79,7 @@ export interface WholeBody {
  * Reads a whole body into memory and works with it. It has its room before its first byte is read, and until the work is
  * over.
  * @throws RegistryError SIZE_INVALID when the connection breaks before its end, REQUEST_TIMEOUT when it does not move,
- * UNAVAILABLE when there is no room for long
+ * TOOMANYREQUESTS when there is no room for long
  */
 export async function withBody<T>(
   request: IncomingMessage,

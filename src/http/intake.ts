@@ -110,7 +110,7 @@ export class Intake {
   /**
    * Lends room for a body, now or when there is some: only then its first byte is read.
    * @param size bytes that it may have at the most
-   * @throws RegistryError UNAVAILABLE when there is none for long
+   * @throws RegistryError TOOMANYREQUESTS when there is none for long
    */
   async lend(size: number): Promise<Lease> {
     this.#timer ??= setInterval(() => this.#look(), lookInterval)
@@ -216,7 +216,7 @@ export class Intake {
     for (const waiting of this.#waiting.filter(({ since }) => now - since > this.#idle)) {
       this.#waiting.splice(this.#waiting.indexOf(waiting), 1)
       waiting.reject(
-        new RegistryError('UNAVAILABLE', 'too many large requests come in at once: try again later', {
+        new RegistryError('TOOMANYREQUESTS', 'too many large requests come in at once: try again later', {
           retryAfter: 5,
         }),
       )

@@ -6,7 +6,7 @@ import { type PackedManifest, packManifest } from '../oci/packed-manifest.js'
 /** Manifests up to this many bytes are parsed at once: it takes less than a millisecond. */
 const smallManifest = 64 * 1024
 
-/** Large manifests that may wait for the thread; more are refused (503). */
+/** Large manifests that may wait for the thread; more are refused (429). */
 const longestQueue = 64
 
 /** What a thread hands back: errors do not keep their class between threads. */
@@ -24,7 +24,7 @@ export interface ParseRequest {
 export class ManifestParser {
   #threads: Promise<Piscina<ParseRequest, ParseReply>> | undefined
 
-  /** @throws RegistryError MANIFEST_INVALID, or UNAVAILABLE when too many large manifests wait */
+  /** @throws RegistryError MANIFEST_INVALID, TOOMANYREQUESTS when too many large manifests wait, UNAVAILABLE */
   readonly parse = async (bytes: Uint8Array, contentType: string | undefined): Promise<PackedManifest> => {
     if (bytes.byteLength <= smallManifest) return packManifest(parseManifest(bytes, contentType))
     this.#threads ??= startThreads()
@@ -33,7 +33,9 @@ export class ManifestParser {
       throw new RegistryError('UNAVAILABLE', undefined, { cause: error })
     })
     if (threads.queueSize >= longestQueue) {
-      throw new RegistryError('UNAVAILABLE', 'too many large manifests at once', { retryAfter: 1 })
+      throw new RegistryError('TOOMANYREQUESTS', 'too many large manifests at once: try again later', {
+        retryAfter: 1,
+      })
     }
     const reply = await threads.run({ bytes, contentType })
     if (!reply.ok) throw new RegistryError(reply.kind, reply.message)
