@@ -26,13 +26,11 @@ function guardedImage(side: Side, name: string): Promise<{ server: GuardedServer
   })
 }
 
-/** An image on the server that asks nobody. */
-function openImage(side: Side): Promise<Server> {
-  return side.once('open image', async () => {
-    const server = await side.shared()
-    await seedImage(server.target, REPOSITORY)
-    return server
-  })
+/** The server that asks nobody, with the image that the rows about reading have there too. */
+async function openImage(side: Side): Promise<Server> {
+  const server = await side.shared()
+  await side.once('image', () => seedImage(server.target, REPOSITORY))
+  return server
 }
 
 /** What reading by tag costs more when the server asks who reads. */

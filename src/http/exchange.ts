@@ -142,13 +142,9 @@ export function send(
   headers: OutgoingHttpHeaders,
   body?: Uint8Array,
 ): void {
-  if (isEndless(request)) {
-    sendHead(response, status, { ...headers, Connection: 'close' })
-    response.end(body)
-    return
-  }
-  if (!hasUnreadBody(request)) {
-    sendHead(response, status, headers)
+  const isLast = isEndless(request) // there is no end to wait for
+  if (isLast || !hasUnreadBody(request)) {
+    sendHead(response, status, isLast ? { ...headers, Connection: 'close' } : headers)
     response.end(body)
     return
   }

@@ -378,8 +378,11 @@ async function runAll(t: Test, name: string, run: Operation): Promise<void> {
   let world = new World(stores)
   let follow: () => Promise<void> = async () => undefined
   const end = async () => {
-    await collect(stores)
-    await stores.close()
+    try {
+      await collect(stores)
+    } finally {
+      await stores.close() // its threads would keep the process alive
+    }
     t.strictSame(checkFolder(stores.root).violations, [], 'everything fits together')
   }
   const renew = async () => {

@@ -155,11 +155,15 @@ interface Held {
   readonly resident: number
   /** MiB, shared pages counted once. */
   readonly proportional: number
-  /** Open ones, but for the folders of blobs: each process keeps those open that it has used. */
+  /** Open ones, but for one of each folder of blobs: a process keeps those open that it has used. */
   readonly descriptors: number
 }
 
 const blobFolder = /\/blobs\/sha\d+\/[0-9a-f]{2}$/
+
+function isCounted(target: string, at: number, all: readonly string[]): boolean {
+  return !blobFolder.test(target) || all.indexOf(target) !== at
+}
 
 function targetsOf(pid: number): string[] {
   const folder = `/proc/${pid}/fd`
@@ -182,7 +186,7 @@ function heldBy(server: RunningServer): Held {
   return {
     resident: sum(kibibytes('status', 'VmRSS')) / 1024,
     proportional: sum(kibibytes('smaps_rollup', 'Pss')) / 1024,
-    descriptors: sum((pid) => targetsOf(pid).filter((target) => !blobFolder.test(target)).length),
+    descriptors: sum((pid) => targetsOf(pid).filter(isCounted).length),
   }
 }
 
